@@ -1,0 +1,1 @@
+"""The order backend: one importable package, many processes (see README)."""

@@ -1,0 +1,30 @@
+"""The tables of schema `catalog` (SQLAlchemy Core)."""
+
+from typing import Final
+
+import sqlalchemy as sa
+
+from services.common.money import PRICE_MAX
+
+SCHEMA: Final = "catalog"
+
+metadata = sa.MetaData(
+    schema=SCHEMA, naming_convention={"pk": "pk_%(table_name)s", "ck": "ck_%(table_name)s_%(constraint_name)s"}
+)
+
+products = sa.Table(
+    "products",
+    metadata,
+    sa.Column("product_id", sa.Uuid, nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("description", sa.Text, nullable=False),
+    sa.Column("price", sa.BigInteger, nullable=False, comment="minor units of the currency (ISO 4217)"),
+    sa.Column("currency", sa.Text, nullable=False),
+    sa.Column("active", sa.Boolean, nullable=False),
+    sa.Column("version", sa.BigInteger, nullable=False),
+    sa.Column("updated_at", sa.TIMESTAMP(timezone=True), nullable=False),
+    sa.PrimaryKeyConstraint("product_id"),
+    sa.CheckConstraint(f"price BETWEEN 1 AND {PRICE_MAX}", name="price"),
+    sa.CheckConstraint("char_length(name) BETWEEN 1 AND 200", name="name"),
+    comment="what is for sale",
+)

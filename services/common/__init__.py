@@ -1,0 +1,1 @@
+"""How we talk to infrastructure: one module per driver, no business words."""

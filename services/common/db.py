@@ -1,0 +1,270 @@
+"""PostgreSQL: statements written in SQLAlchemy Core, compiled once, and run on asyncpg.
+
+A single statement runs outside an explicit transaction (no BEGIN, no ROLLBACK round trip). Driver errors become what
+the layers above know: `Refused`, `LockTimeoutError`, or `TransientError`, which the edge of a process may run again.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Final, NewType, TypeVar
+
+import asyncpg
+import orjson
+import stamina
+import structlog
+from sqlalchemy.dialects.postgresql.asyncpg import dialect as asyncpg_dialect
+from sqlalchemy.sql.elements import ClauseElement
+
+from services.common import metrics
+from services.common.errors import unavailable
+
+if TYPE_CHECKING:
+    from asyncpg.pool import PoolConnectionProxy
+
+ReadConnection = NewType("ReadConnection", "PoolConnectionProxy[asyncpg.Record]")
+WriteConnection = NewType("WriteConnection", ReadConnection)
+
+Row = asyncpg.Record
+
+T = TypeVar("T")
+log = structlog.get_logger()
+
+REFUSED: Final = "RF001"  # SQLSTATE of the SQL function `refuse`: the message is the code, the detail a JSON object
+
+# Belts for a session that something leaves open (PITFALLS, SQLAlchemy + asyncpg), and the plans this schema wants: on a
+# partitioned parent custom plans cost 2 to 10 times the statement itself.
+SESSION: Final[Mapping[str, str]] = {
+    "plan_cache_mode": "force_generic_plan",
+    "lock_timeout": "2s",
+    "statement_timeout": "5s",
+    "idle_in_transaction_session_timeout": "10s",
+    "transaction_timeout": "30s",
+    "jit": "off",
+    "TimeZone": "UTC",
+}
+CONNECT_TIMEOUT_SECONDS: Final = 0.5
+ACQUIRE_TIMEOUT_SECONDS: Final = (
+    2.5  # a little over lock_timeout: whoever queues behind one frozen lock still gets its turn
+)
+COMMAND_TIMEOUT_SECONDS: Final = 6.0  # a little over statement_timeout: for a server that does not even answer that
+CLOSE_TIMEOUT_SECONDS: Final = 5.0
+RETRY_ATTEMPTS: Final = 5
+RETRY_WITHIN_SECONDS: Final = 0.8  # a dead primary is answered with 503 within a second (DESIGN section 9)
+
+_DIALECT = asyncpg_dialect(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call] # SQLAlchemy has no types here
+_CONNECTION_LOST = (
+    OSError,
+    TimeoutError,
+    asyncpg.InterfaceError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,  # shut down, crashed, starting up, cancelled by statement_timeout
+    asyncpg.InsufficientResourcesError,  # too many connections, out of memory, disk full
+    asyncpg.ReadOnlySQLTransactionError,  # a primary that has become a standby
+)
+
+
+class TransientError(Exception):
+    """The transaction did not happen, or nobody knows whether it did: whoever has a key may run it again."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Statement:
+    """A SQL statement with named parameters, compiled once. `name` is its label in metrics."""
+
+    __slots__ = ("_observe", "_parameters", "name", "sql")
+
+    def __init__(self, name: str, clause: ClauseElement) -> None:
+        compiled = clause.compile(dialect=_DIALECT)
+        self.name = name
+        self.sql = str(compiled)
+        self._parameters: tuple[str, ...] = tuple(dict.fromkeys(getattr(compiled, "positiontup", None) or ()))
+        self._observe = metrics.db_query_seconds.labels(name).observe
+
+    def arguments(self, values: Mapping[str, object]) -> list[object]:
+        """`values` in the order of $1, $2, …; KeyError when one is missing."""
+        return [values[name] for name in self._parameters]
+
+    async def rows(self, connection: ReadConnection, **values: object) -> list[asyncpg.Record]:
+        """All rows, in one round trip. Raises DomainError or TransientError."""
+        arguments = self.arguments(values)
+        started = time.perf_counter()
+        try:
+            return await connection.fetch(self.sql, *arguments)
+        except (asyncpg.PostgresError, *_CONNECTION_LOST) as error:
+            metrics.db_errors_total.labels(self.name, getattr(error, "sqlstate", None) or "connection").inc()
+            raise translate(error) from error
+        finally:
+            elapsed = time.perf_counter() - started
+            self._observe(elapsed)
+            if (timings := metrics.request_timings.get()) is not None:
+                timings.db += elapsed
+
+    async def row(self, connection: ReadConnection, **values: object) -> asyncpg.Record | None:
+        """The first row or None, in one round trip."""
+        rows = await self.rows(connection, **values)
+        return rows[0] if rows else None
+
+
+class Database:
+    """A pool of connections to one server, each prepared for the hot path."""
+
+    def __init__(self, url: str, *, application_name: str, size_max: int = 16, size_min: int = 1) -> None:
+        self._url = url
+        self._settings = {**SESSION, "application_name": application_name}
+        self._size_max, self._size_min = size_max, size_min
+        self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+
+    async def open(self) -> None:
+        """Connections can be taken afterwards. Raises TransientError when the server does not answer."""
+        pool = asyncpg.create_pool(
+            self._url,
+            min_size=self._size_min,
+            max_size=self._size_max,
+            timeout=CONNECT_TIMEOUT_SECONDS,
+            command_timeout=COMMAND_TIMEOUT_SECONDS,
+            max_cached_statement_lifetime=0,  # the default of 300 s makes every connection plan anew
+            max_inactive_connection_lifetime=0,
+            reset=_no_reset,
+            server_settings=self._settings,
+        )
+        try:
+            await pool
+        except (asyncpg.PostgresError, *_CONNECTION_LOST) as error:
+            raise translate(error) from error
+        self._pool = pool
+        metrics.db_pool_connections.labels("open").set_function(pool.get_size)
+        metrics.db_pool_connections.labels("idle").set_function(pool.get_idle_size)
+
+    async def close(self) -> None:
+        """Every connection is closed; statements under way are given a moment."""
+        if self._pool is not None:
+            pool, self._pool = self._pool, None
+            try:
+                async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS):
+                    await pool.close()
+            except TimeoutError:
+                pool.terminate()
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[ReadConnection]:
+        """A connection for single statements that only read; each is its own transaction."""
+        connection = await self._acquire()
+        try:
+            yield connection
+        finally:
+            await self._release(connection)
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[WriteConnection]:
+        """A connection for one writing statement, which is its own transaction (READ COMMITTED)."""
+        connection = await self._acquire()
+        try:
+            yield WriteConnection(connection)
+        finally:
+            await self._release(connection)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[WriteConnection]:
+        """A READ COMMITTED transaction: committed when the block ends, rolled back when it raises."""
+        async with self.write() as connection:
+            transaction = connection.transaction()
+            try:
+                async with transaction:
+                    yield connection
+            except (asyncpg.PostgresError, *_CONNECTION_LOST) as error:  # BEGIN or COMMIT; statements translate theirs
+                raise translate(error) from error
+
+    async def _acquire(self) -> ReadConnection:
+        if self._pool is None:
+            raise TransientError("not connected")
+        started = time.perf_counter()
+        try:
+            return ReadConnection(await self._pool.acquire(timeout=ACQUIRE_TIMEOUT_SECONDS))
+        except (asyncpg.PostgresError, *_CONNECTION_LOST) as error:
+            metrics.db_errors_total.labels("connect", getattr(error, "sqlstate", None) or "connection").inc()
+            raise translate(error) from error
+        finally:
+            elapsed = time.perf_counter() - started
+            metrics.db_pool_wait_seconds.observe(elapsed)
+            if (timings := metrics.request_timings.get()) is not None:
+                timings.pool += elapsed
+
+    async def _release(self, connection: ReadConnection) -> None:
+        if self._pool is not None:
+            await self._pool.release(connection)
+
+
+async def retried(operation: Callable[[], Awaitable[T]]) -> T:
+    """What `operation` gives; when it fails in passing it is run again, up to a second. Then 503 `unavailable`.
+
+    Only for operations that may run twice: reads, and writes that hang on an idempotency key.
+    """
+    try:
+        return await operation()
+    except TransientError as error:
+        log.warning("db.retry", reason=error.reason)
+        metrics.db_retries_total.labels(error.reason).inc()
+    try:
+        async for attempt in stamina.retry_context(
+            on=TransientError,
+            attempts=RETRY_ATTEMPTS,
+            timeout=RETRY_WITHIN_SECONDS,
+            wait_initial=0.02,
+            wait_jitter=0.05,
+            wait_max=0.25,
+        ):
+            with attempt:
+                return await operation()
+    except TransientError as error:
+        log.error("db.unavailable", reason=error.reason)
+        raise unavailable(
+            "The database does not answer; nothing is known to be stored. Try again with the same key."
+        ) from error
+    raise AssertionError("stamina either returns or raises")
+
+
+def translate(error: Exception) -> Exception:
+    """What a driver's error means: a refusal, something that may be tried again, or (a bug) the error itself."""
+    match error:
+        case asyncpg.PostgresError() if error.sqlstate == REFUSED:
+            return Refused(str(error.args[0]), orjson.loads(error.detail or "{}"))
+        case asyncpg.CheckViolationError():
+            return Refused(error.constraint_name or "", {})
+        case asyncpg.LockNotAvailableError():
+            return LockTimeoutError(error.context or "")
+        case asyncpg.SerializationError() | asyncpg.DeadlockDetectedError():
+            return TransientError("serialization")
+        case asyncpg.QueryCanceledError():
+            return unavailable("The database took too long.")
+        case asyncpg.DataError():
+            return error  # an argument of the wrong type: ours to mend, not the client's
+        case _ if isinstance(error, _CONNECTION_LOST):
+            return TransientError("connection")
+        case _:
+            return error
+
+
+class Refused(Exception):  # noqa: N818 # it is a verdict of the database, which its service turns into a DomainError
+    """The database refused: `code` as given to the SQL function `refuse`, or the name of the violated CHECK."""
+
+    def __init__(self, code: str, extra: dict[str, Any]) -> None:
+        super().__init__(code, extra)
+        self.code = code
+        self.extra = extra
+
+
+class LockTimeoutError(Exception):
+    """A lock was not granted within lock_timeout; `context` is PostgreSQL's, and names the relation waited for."""
+
+    def __init__(self, context: str) -> None:
+        super().__init__(context)
+        self.context = context
+
+
+async def _no_reset(_: object) -> None:
+    """Sessions hold nothing to reset: no temporary state is ever made on a pooled connection."""

@@ -1,0 +1,92 @@
+"""Ids: a ULID on the wire, a UUID in the column, and in an order's id its month and its shard.
+
+The 128 bits are a valid ULID and a valid UUIDv7 (RFC 9562, section 5.7) at once:
+`48 bit ms | 4 bit version 7 | 12 bit shard | 2 bit variant | 62 bit random`.
+"""
+
+import hashlib
+import re
+import secrets
+from datetime import datetime, timedelta
+from functools import lru_cache
+from typing import NamedTuple
+from uuid import UUID
+
+from ulid import ULID
+
+from services.common import clock
+from services.common.errors import not_found
+
+SHARDS = 4096  # 12 bits, the width of rand_a in a UUIDv7
+CLOCK_SKEW = timedelta(seconds=10)  # an order made by a host whose clock is ahead can be read on one whose is not
+
+_ULID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}\Z")  # Crockford's base32, no more than 128 bits
+
+
+class OrderKey(NamedTuple):
+    """What every statement by id binds: together they name one partition and one shard."""
+
+    order_id: UUID
+    created_at: datetime
+    shard: int
+
+
+@lru_cache(maxsize=65_536)
+def shard_of(user_id: UUID) -> int:
+    """The shard (0..4095) of all orders of `user_id`: the first 12 bits of SHA-256 over its 16 bytes."""
+    return int.from_bytes(hashlib.sha256(user_id.bytes).digest()[:2]) >> 4
+
+
+def new_order_key(user_id: UUID, at: datetime) -> OrderKey:
+    """A fresh order id, made at `at` (whole milliseconds) in the shard of `user_id`."""
+    shard = shard_of(user_id)
+    return OrderKey(_uuid7(at, shard), at, shard)
+
+
+def new_id(at: datetime) -> UUID:
+    """A fresh id without a shard (events)."""
+    return _uuid7(at, secrets.randbits(12))
+
+
+def order_key(order_id: UUID) -> OrderKey:
+    """Time and shard, read from the bits. ValueError when it is not an order id (UUIDv7 within the year 9999)."""
+    bits = order_id.int
+    if (bits >> 76) & 0xF != 7 or (bits >> 62) & 0b11 != 0b10:
+        raise ValueError(f"not a UUIDv7: {order_id}")
+    try:
+        created_at = clock.from_ms(bits >> 80)
+    except OverflowError as error:
+        raise ValueError(f"beyond the year 9999: {order_id}") from error
+    return OrderKey(order_id, created_at, (bits >> 64) & 0xFFF)
+
+
+def order_key_in_path(text: str, *, first: datetime, now: datetime) -> OrderKey:
+    """The key an id in a path names. 404 `not_found`, without a query, when no such order can exist.
+
+    That is when it is malformed, not version 7, made after `now` (and a little for clocks that differ), or made before
+    `first`, the start of the first partition.
+    """
+    try:
+        key = order_key(from_text(text))
+    except ValueError:
+        raise not_found() from None
+    if not first <= key.created_at <= now + CLOCK_SKEW:
+        raise not_found()
+    return key
+
+
+def to_text(value: UUID) -> str:
+    """The ULID text (26 characters, upper case) of an id."""
+    return str(ULID.from_bytes(value.bytes))
+
+
+def from_text(text: str) -> UUID:
+    """The id a ULID text names; lower case is accepted. ValueError when it is malformed or over 128 bits."""
+    upper = text.upper()
+    if not _ULID.match(upper):
+        raise ValueError(f"not a ULID: {text[:40]!r}")
+    return UUID(bytes=ULID.from_str(upper).bytes)
+
+
+def _uuid7(at: datetime, rand_a: int) -> UUID:
+    return UUID(int=clock.to_ms(at) << 80 | 7 << 76 | rand_a << 64 | 0b10 << 62 | secrets.randbits(62))

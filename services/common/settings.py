@@ -1,0 +1,24 @@
+"""Settings every process shares, read from the environment (prefix `ORDERS_`) once, at its start."""
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class ProcessSettings(BaseSettings):
+    """What any process may be told. A wrong value ends the process before it serves anything."""
+
+    model_config = SettingsConfigDict(env_prefix="ORDERS_", extra="ignore", frozen=True)
+
+    postgres_url: str = Field(
+        default="postgresql://localhost/orders", description="libpq URL of the primary, its user the process's role"
+    )
+    valkey_url: str = Field(default="redis://127.0.0.1:6379/0", description="URL of Valkey or Redis")
+    kafka_url: str = Field(default="127.0.0.1:9092", description="bootstrap servers, host:port separated by commas")
+    issuer_url: str = Field(
+        default="http://127.0.0.1:8004", description="OIDC issuer: `iss`, and where its discovery document is found"
+    )
+    audience: str = Field(default="order-backend", description="`aud` that access tokens must carry")
+    host: str = Field(default="127.0.0.1", description="address the HTTP server binds")
+    port: int = Field(default=8000, ge=0, le=65535, description="port the HTTP server binds, 0 for a free one")
+    metrics_port: int = Field(default=0, ge=0, le=65535, description="port for Prometheus, 0 for none")
+    log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")

@@ -1,0 +1,182 @@
+"""Order events, and the one behaviour that crosses the border: the fold of an order from its events.
+
+`order_events` is the truth. An event's `data` is `{"change": …, "after": …}`: what changed, and a small header of the
+order as it stands afterwards. `order.placed` carries the whole order; every later event only its own change.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+
+class EventType(StrEnum):
+    """Types a consumer may meet. Consumers ignore what they do not know."""
+
+    PLACED = "order.placed"
+    SHIPPED = "order.shipped"
+    DELIVERED = "order.delivered"
+    CANCELLED = "order.cancelled"
+
+
+class OrderStatus(StrEnum):
+    """Where the order is in its life."""
+
+    PENDING = "pending"
+    CONFIRMED = "confirmed"
+    PARTIALLY_SHIPPED = "partially_shipped"
+    SHIPPED = "shipped"
+    DELIVERED = "delivered"
+    PARTIALLY_RETURNED = "partially_returned"
+    RETURNED = "returned"
+    CANCELLED = "cancelled"
+
+
+class PaymentStatus(StrEnum):
+    """Where its money is."""
+
+    ON_ACCOUNT = "on_account"
+    UNPAID = "unpaid"
+    AUTHORIZED = "authorized"
+    FAILED = "failed"
+    VOIDED = "voided"
+    PARTIALLY_CAPTURED = "partially_captured"
+    CAPTURED = "captured"
+    PARTIALLY_REFUNDED = "partially_refunded"
+    REFUNDED = "refunded"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One change of one order; versions run 1..n without a gap. Ids and times are text as on the wire."""
+
+    event_id: str
+    order_id: str
+    version: int
+    type: str
+    occurred_at: str
+    actor: str
+    data: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A line of an order. Amounts are minor units of the order's currency."""
+
+    line_no: int
+    product_id: str
+    name: str
+    quantity: int
+    unit_price: int
+    line_total: int
+    shipped_quantity: int = 0
+    returned_quantity: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """An order as its events tell it. Amounts are minor units of `currency`; times are RFC 3339 text in UTC."""
+
+    order_id: str
+    user_id: str
+    status: str
+    payment_status: str
+    currency: str
+    total_amount: int
+    captured_amount: int
+    refunded_amount: int
+    item_count: int
+    version: int
+    created_at: str
+    updated_at: str
+    items: tuple[Item, ...]
+    adjustments: tuple[Mapping[str, Any], ...]
+    payment_method: str | None
+    shipping_address_id: str | None
+    tracking: str | None
+    cancel_reason: str | None
+
+
+def apply(order: Order | None, event: Event) -> Order:
+    """The order after `event`. Pure: reads the event only.
+
+    An unknown type changes nothing but version, time and the header, so that an older fold can read a newer stream.
+    Raises ValueError when `event` is not the next version.
+    """
+    expected = 1 if order is None else order.version + 1
+    if event.version != expected:
+        raise ValueError(f"order {event.order_id}: event version {event.version} found, {expected} expected")
+    change, after = event.data["change"], event.data["after"]
+    if order is None:
+        if event.type != EventType.PLACED:
+            raise ValueError(f"order {event.order_id}: begins with {event.type}, not {EventType.PLACED}")
+        return _placed(event, change, after)
+    changed: dict[str, Any] = {
+        "version": event.version,
+        "updated_at": event.occurred_at,
+        "status": after["status"],
+        "payment_status": after["payment_status"],
+        "total_amount": after["total_amount"],
+    }
+    match event.type:
+        case EventType.CANCELLED:
+            changed["cancel_reason"] = change["cancel_reason"]
+        case EventType.SHIPPED:
+            changed["tracking"] = change["tracking"]
+            changed["items"] = _shipped(order.items, change["items"])
+        case _:
+            pass
+    return replace(order, **changed)
+
+
+def fold(events: Iterable[Event]) -> Order:
+    """The order that `events` (versions 1..n, in order) tell. ValueError when there are none or one is missing."""
+    order: Order | None = None
+    for event in events:
+        order = apply(order, event)
+    if order is None:
+        raise ValueError("an order has at least one event")
+    return order
+
+
+def _placed(event: Event, change: Mapping[str, Any], after: Mapping[str, Any]) -> Order:
+    return Order(
+        order_id=event.order_id,
+        user_id=after["user_id"],
+        status=after["status"],
+        payment_status=after["payment_status"],
+        currency=after["currency"],
+        total_amount=after["total_amount"],
+        captured_amount=0,
+        refunded_amount=0,
+        item_count=len(change["items"]),
+        version=event.version,
+        created_at=event.occurred_at,
+        updated_at=event.occurred_at,
+        items=tuple(
+            Item(
+                line_no=line["line_no"],
+                product_id=line["product_id"],
+                name=line["name"],
+                quantity=line["quantity"],
+                unit_price=line["unit_price"],
+                line_total=line["line_total"],
+            )
+            for line in change["items"]
+        ),
+        adjustments=tuple(change["adjustments"]),
+        payment_method=change["payment_method"],
+        shipping_address_id=change["shipping_address_id"],
+        tracking=None,
+        cancel_reason=None,
+    )
+
+
+def _shipped(items: tuple[Item, ...], shipped: Iterable[Mapping[str, int]]) -> tuple[Item, ...]:
+    by_line = {line["line_no"]: line["quantity"] for line in shipped}
+    return tuple(
+        replace(item, shipped_quantity=item.shipped_quantity + by_line[item.line_no])
+        if item.line_no in by_line
+        else item
+        for item in items
+    )

@@ -1,0 +1,1 @@
+"""Real PostgreSQL, Valkey and Kafka from packages, for development, demo and tests."""

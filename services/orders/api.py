@@ -1,0 +1,97 @@
+"""Process `orders-api`: takes, shows and advances orders over HTTP."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import structlog
+import uvicorn
+from fastapi import FastAPI
+from starlette.types import ASGIApp
+
+from services.common import clock, log, metrics
+from services.common.auth import TokenVerifier
+from services.common.db import Database, TransientError
+from services.common.http import Writes, build_app
+from services.common.outbox import Wake
+from services.orders import queries
+from services.orders.endpoints import ROUTES, Context
+from services.orders.settings import OrdersSettings
+
+PROCESS = "orders-api"
+MONTHS_REFRESH_SECONDS = 5.0  # how soon ids of a month that was made just now are looked up
+
+logger = structlog.get_logger()
+
+
+def create_app(settings: OrdersSettings, now: clock.Clock = clock.now) -> ASGIApp:
+    """The application; connections are opened by its lifespan."""
+    verifier = TokenVerifier(settings.issuer_url, settings.audience)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        database = Database(settings.postgres_url, application_name=PROCESS, size_max=settings.pool_size)
+        wake = Wake(settings.valkey_url)
+        at = Context(
+            database=database,
+            wake=wake,
+            writes=Writes(),
+            now=now,
+            expires_after=settings.pending_expires_after,
+            months_ahead=settings.months_ahead,
+            degraded=lambda: [] if wake.healthy else ["valkey does not answer: events leave by polling"],
+        )
+        app.state.context = at
+        await database.open()
+        wake.start()
+        await _refresh_months(at)
+        watch = asyncio.create_task(_watch_months(at), name="months")
+        try:
+            yield
+        finally:
+            watch.cancel()
+            await asyncio.gather(watch, return_exceptions=True)
+            await at.writes.drain()
+            await wake.close()
+            await database.close()
+            await verifier.aclose()
+
+    return build_app(
+        title="Orders",
+        description="Places, shows and advances orders. Amounts are integers in minor units of the order's currency.",
+        routes=ROUTES,
+        verifier=verifier,
+        lifespan=lifespan,
+    )
+
+
+async def _refresh_months(at: Context) -> None:
+    months = await queries.get_months(at.database)
+    if months:
+        at.first_month = clock.EPOCH.replace(year=months[0].first_on.year, month=months[0].first_on.month)
+
+
+async def _watch_months(at: Context) -> None:
+    while True:
+        await asyncio.sleep(MONTHS_REFRESH_SECONDS)
+        try:
+            await _refresh_months(at)
+        except TransientError as error:
+            logger.warning("months.not_refreshed", reason=error.reason)
+
+
+def main() -> None:
+    """Serve until SIGTERM."""
+    settings = OrdersSettings()
+    log.configure(PROCESS, settings.log_level)
+    metrics.serve(PROCESS, settings.host, settings.metrics_port)
+    uvicorn.run(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        timeout_graceful_shutdown=10,
+    )

@@ -1,0 +1,361 @@
+"""What changes an order. One function is one transaction; it is committed, or nothing of it is there.
+
+A caller may repeat any of these with the same key: they are run again on a new connection when one is lost.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
+from uuid import UUID
+
+import orjson
+from prometheus_client import Counter
+
+from services.common import clock, ids
+from services.common.db import Database, LockTimeoutError, Refused, Row, TransientError, retried
+from services.common.errors import DomainError, not_found, unavailable
+from services.common.idempotency import key_reused
+from services.common.ids import OrderKey
+from services.common.money import AMOUNT_MAX
+from services.contracts.orders import Event, EventType, Order, apply, fold
+from services.orders import domain
+from services.orders.domain import Command
+from services.orders.repository import (
+    ADVANCE,
+    ALL_EVENTS,
+    CREATE_MONTH,
+    DELETE_KEYS,
+    DELETE_KEYS_BATCH,
+    GET_EVENTS,
+    LOCK,
+    PLACE,
+    REPLAY,
+    events_from,
+)
+from services.orders.tables import SLICES
+
+orders_placed_total = Counter("orders_placed_total", "Orders placed, replays not counted", ["currency"])
+order_commands_total = Counter("order_commands_total", "Commands carried out, replays not counted", ["command"])
+idempotency_replays_total = Counter("idempotency_replays_total", "Answers given again to a known key")
+idempotency_conflicts_total = Counter("idempotency_conflicts_total", "Keys refused, by reason", ["reason"])
+orders_refused_total = Counter("orders_refused_total", "Placements and commands the database refused", ["code"])
+
+# What the database says when it refuses, and what a person is told.
+REFUSALS: Final[dict[str, tuple[int, str]]] = {
+    "product_unknown": (409, "A product is not known."),
+    "product_inactive": (409, "A product is not for sale."),
+    "currency_mismatch": (409, "A product is sold in another currency."),
+    "price_changed": (409, "A price is no longer what the buyer saw."),
+    "amount_too_large": (422, f"The total is more than {AMOUNT_MAX} minor units."),
+    "out_of_stock": (409, "There is not enough stock."),
+}
+OVERSELL_CHECK: Final = "ck_inventory_reserved_within_on_hand"
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """An idempotency key as sent, and the hash of what was asked."""
+
+    subject: str
+    key: str
+    request_hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line to be ordered; `seen_price` is the price the buyer saw, or (agreed) the one to charge."""
+
+    product_id: UUID
+    product_text: str
+    quantity: int
+    seen_price: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """An order to be placed by `actor` for `user_id`."""
+
+    user_id: UUID
+    actor: str
+    currency: str
+    lines: Sequence[Line]
+    agreed_prices: bool
+    payment_method: str | None
+    shipping_address_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who gives a command: an owner for orders of their own, or staff for any."""
+
+    user_id: UUID
+    actor: str
+    any_owner: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The order as the first answer showed it, and whether this is that answer given again."""
+
+    order: Order
+    replayed: bool
+
+
+async def place_order(
+    database: Database,
+    placement: Placement,
+    key: Key,
+    *,
+    now: datetime,
+    traceparent: str,
+    expires_after: timedelta,
+) -> Outcome:
+    """The order is there with its stock reserved, its first event and its outbox row, once for the key.
+
+    One statement, one commit, one round trip (READ COMMITTED); a replay two. Refusals, which store nothing: 409
+    `product_unknown`, `product_inactive`, `currency_mismatch`, `price_changed`, `out_of_stock`, `request_in_progress`,
+    422 `amount_too_large`, `key_reused`, 503 `unavailable`.
+    """
+    # Made once, outside any retry: whoever runs the statement again offers the same order.
+    order_key = ids.new_order_key(placement.user_id, now)
+    event_id = ids.new_id(now)
+    order_text = ids.to_text(order_key.order_id)
+    status, payment_status = domain.starts_as(placement.payment_method)
+    values = {
+        "shard": order_key.shard,
+        "slice": order_key.shard % SLICES,
+        "order_id": order_key.order_id,
+        "order_text": order_text,
+        "created_at": now,
+        "event_id": event_id,
+        "user_id": placement.user_id,
+        "user_text": str(placement.user_id),
+        "subject": key.subject,
+        "key": key.key,
+        "request_hash": key.request_hash,
+        "currency": placement.currency,
+        "product_ids": [line.product_id for line in placement.lines],
+        "product_texts": [line.product_text for line in placement.lines],
+        "quantities": [line.quantity for line in placement.lines],
+        "seen_prices": [line.seen_price for line in placement.lines],
+        "agreed": placement.agreed_prices,
+        "amount_max": AMOUNT_MAX,
+        "status": status.value,
+        "payment_status": payment_status.value,
+        "payment_method": placement.payment_method,
+        "shipping_address_id": placement.shipping_address_id,
+        "expires_at": None if placement.payment_method is None else now + expires_after,
+        "actor": placement.actor,
+        "traceparent": traceparent,
+    }
+
+    async def once() -> Outcome:
+        async with database.write() as connection:
+            row = await _judged(PLACE.row(connection, **values))
+        if row is None:
+            return await _replayed(database, order_key.shard, key)
+        event = Event(
+            event_id=ids.to_text(event_id),
+            order_id=order_text,
+            version=1,
+            type=EventType.PLACED,
+            occurred_at=clock.to_text(now),
+            actor=placement.actor,
+            data=orjson.loads(row["data"]),
+        )
+        return Outcome(apply(None, event), replayed=False)
+
+    outcome = await retried(once)
+    if not outcome.replayed:
+        orders_placed_total.labels(placement.currency).inc()
+    return outcome
+
+
+async def command_order(
+    database: Database,
+    order_key: OrderKey,
+    command: Command,
+    details: dict[str, Any],
+    caller: Caller,
+    key: Key,
+    *,
+    if_match: int | None,
+    now: datetime,
+    traceparent: str,
+) -> Outcome:
+    """`command` is carried out on the order at version `if_match`, once for the key, with its event and stock effect.
+
+    `details` is what the command adds to the event's change. One transaction (READ COMMITTED) under the order's row
+    lock. Refusals, which store nothing: 422 `key_reused`, 404 `not_found`, 428 `if_match_missing`, 412
+    `version_mismatch`, 409 `transition_not_allowed`, `request_in_progress`, 503 `unavailable`.
+    """
+    event_id = ids.new_id(now)
+    by_id = {"order_id": order_key.order_id, "created_at": order_key.created_at, "shard": order_key.shard}
+    owner = {"user_id": caller.user_id, "any_owner": caller.any_owner}
+
+    async def once() -> Outcome:
+        async with database.transaction() as connection:
+            row = await _judged(
+                LOCK.row(
+                    connection,
+                    **by_id,
+                    **owner,
+                    subject=key.subject,
+                    key=key.key,
+                    request_hash=key.request_hash,
+                    version=(if_match or 0) + 1,
+                    occurred_at=now,
+                )
+            )
+            if row is not None:
+                _check_version(row["version"], if_match)
+                # Read only now, in a snapshot taken after the lock was granted.
+                rows = await GET_EVENTS.rows(connection, **by_id, **owner, after_version=0, limit=ALL_EVENTS)
+                before = fold(events_from(rows, ids.to_text(order_key.order_id)))
+                event = _decide(before, command, details, event_id=event_id, actor=caller.actor, now=now)
+                order = apply(before, event)
+                await _judged(ADVANCE.rows(connection, **_advanced(before, order, event, event_id, traceparent, now)))
+                return Outcome(order, replayed=False)
+        return await _replayed(database, order_key.shard, key, missing=not_found())
+
+    outcome = await retried(once)
+    if not outcome.replayed:
+        order_commands_total.labels(command).inc()
+    return outcome
+
+
+def _check_version(current: int, if_match: int | None) -> None:
+    if if_match is None:
+        raise DomainError("if_match_missing", 428, 'Send If-Match with the version you have seen, for example "1".')
+    if if_match != current:
+        raise DomainError(
+            "version_mismatch", 412, "The order has changed since you saw it.", extra={"current_version": current}
+        )
+
+
+def _decide(
+    order: Order, command: Command, details: dict[str, Any], *, event_id: UUID, actor: str, now: datetime
+) -> Event:
+    """The event that `command` makes of `order`. 409 `transition_not_allowed`."""
+    row = domain.transition(order, command)
+    change = dict(details)
+    if command is Command.SHIP:
+        change["items"] = [
+            {"line_no": item.line_no, "quantity": item.quantity - item.shipped_quantity} for item in order.items
+        ]
+    after = {
+        "status": row.target.value,
+        "payment_status": order.payment_status,
+        "currency": order.currency,
+        "total_amount": order.total_amount,
+        "user_id": order.user_id,
+    }
+    return Event(
+        event_id=ids.to_text(event_id),
+        order_id=order.order_id,
+        version=order.version + 1,
+        type=row.event.value,
+        occurred_at=clock.to_text(now),
+        actor=actor,
+        data={"change": change, "after": after},
+    )
+
+
+def _advanced(
+    before: Order, order: Order, event: Event, event_id: UUID, traceparent: str, now: datetime
+) -> dict[str, Any]:
+    """Parameters of ADVANCE: the rows are written from the fold, so they cannot differ from it."""
+    key = ids.order_key(ids.from_text(order.order_id))
+    changed = [item for item, old in zip(order.items, before.items, strict=True) if item != old]
+    stock = domain.stock_effect(before, order)
+    return {
+        "order_id": key.order_id,
+        "created_at": key.created_at,
+        "shard": key.shard,
+        "slice": key.shard % SLICES,
+        "status": order.status,
+        "payment_status": order.payment_status,
+        "total_amount": order.total_amount,
+        "captured_amount": order.captured_amount,
+        "refunded_amount": order.refunded_amount,
+        "tracking": order.tracking,
+        "cancel_reason": order.cancel_reason,
+        "version": order.version,
+        "occurred_at": now,
+        "line_nos": [item.line_no for item in changed],
+        "shipped_quantities": [item.shipped_quantity for item in changed],
+        "returned_quantities": [item.returned_quantity for item in changed],
+        "product_ids": [ids.from_text(product_id) for product_id in stock],
+        "on_hand_deltas": [effect.on_hand for effect in stock.values()],
+        "reserved_deltas": [effect.reserved for effect in stock.values()],
+        "event_id": event_id,
+        "type": event.type,
+        "data": orjson.dumps(event.data).decode(),
+        "actor": event.actor,
+        "traceparent": traceparent,
+    }
+
+
+async def _judged(statement: Any) -> Any:
+    """The statement's rows, or the refusal that its error means."""
+    try:
+        return await statement
+    except Refused as refused:
+        code = "out_of_stock" if refused.code == OVERSELL_CHECK else refused.code
+        if code not in REFUSALS:
+            raise
+        orders_refused_total.labels(code).inc()
+        status, detail = REFUSALS[code]
+        raise DomainError(code, status, detail, extra=refused.extra) from refused
+    except LockTimeoutError as timeout:
+        # Who waits for the gate waits for a request with the same key; anyone else waits for stock or for the order.
+        if "idempotency_keys" in timeout.context:
+            idempotency_conflicts_total.labels("request_in_progress").inc()
+            raise DomainError(
+                "request_in_progress",
+                409,
+                "A request with this Idempotency-Key is still under way.",
+                headers={"Retry-After": "1"},
+            ) from timeout
+        raise unavailable("Too many orders want the same stock just now.") from timeout
+
+
+async def _replayed(database: Database, shard: int, key: Key, *, missing: DomainError | None = None) -> Outcome:
+    """The answer first given to `key`. 422 `key_reused`; `missing` when the key is not known after all."""
+    async with database.read() as connection:
+        rows: list[Row] = await REPLAY.rows(connection, shard=shard, subject=key.subject, key=key.key)
+    if not rows:
+        if missing is not None:
+            raise missing
+        raise TransientError("key_expired")  # it was deleted between the two statements: the next try opens the gate
+    if rows[0]["request_hash"] != key.request_hash:
+        idempotency_conflicts_total.labels("key_reused").inc()
+        raise key_reused()
+    idempotency_replays_total.inc()
+    return Outcome(fold(events_from(rows, ids.to_text(rows[0]["resource"]))), replayed=True)
+
+
+async def create_months(database: Database, current: datetime, months_ahead: int) -> list[datetime]:
+    """The partitions of `current` and the `months_ahead` months after it exist; gives those that were made now.
+
+    One transaction a month. LockTimeoutError when a lock is not granted within 2 s: what is made stays, run it again.
+    """
+    made = []
+    for month in (clock.add_months(current, ahead) for ahead in range(months_ahead + 1)):
+        async with database.write() as connection:
+            row = await CREATE_MONTH.row(connection, month=month.date())
+        if row is not None and row["made"]:
+            made.append(month)
+    return made
+
+
+async def delete_keys(database: Database, *, older_than: datetime) -> int:
+    """No idempotency key is older; gives how many were deleted. A transaction a batch, so that no lock is held long."""
+    deleted = 0
+    while True:
+        async with database.write() as connection:
+            rows = await DELETE_KEYS.rows(connection, older_than=older_than)
+        deleted += len(rows)
+        if len(rows) < DELETE_KEYS_BATCH:
+            return deleted

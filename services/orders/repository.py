@@ -1,0 +1,275 @@
+"""SQL of orders that commands need. The text is PostgreSQL's own; SQLAlchemy Core gives each parameter its type."""
+
+import re
+from collections.abc import Iterable
+from typing import Any, Final
+
+import orjson
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY
+
+from services.common import clock, ids
+from services.common.db import Row, Statement
+from services.contracts.orders import Event
+from services.orders.tables import metadata
+
+# A parameter named like a column has its type; these are the others. What is in neither is text.
+_TYPES: Final[dict[str, sa.types.TypeEngine[Any]]] = {
+    **{column.name: column.type for table in metadata.tables.values() for column in table.columns},
+    "data": sa.Text(),  # JSON as text, cast in the statement
+    "product_ids": ARRAY(sa.Uuid()),
+    "product_texts": ARRAY(sa.Text()),
+    "seen_prices": ARRAY(sa.BigInteger()),
+    "quantities": ARRAY(sa.Integer()),
+    "line_nos": ARRAY(sa.Integer()),
+    "shipped_quantities": ARRAY(sa.Integer()),
+    "returned_quantities": ARRAY(sa.Integer()),
+    "on_hand_deltas": ARRAY(sa.BigInteger()),
+    "reserved_deltas": ARRAY(sa.BigInteger()),
+    "agreed": sa.Boolean(),
+    "any_owner": sa.Boolean(),
+    "amount_max": sa.BigInteger(),
+    "after_version": sa.Integer(),
+    "limit": sa.Integer(),
+    "from_at": sa.TIMESTAMP(timezone=True),
+    "before_at": sa.TIMESTAMP(timezone=True),
+    "before_id": sa.Uuid(),
+    "month": sa.Date(),
+    "older_than": sa.TIMESTAMP(timezone=True),
+}
+
+
+def statement(name: str, sql: str) -> Statement:
+    """`sql` with its parameters typed by their names."""
+    names = set(re.findall(r"(?<!:):([a-z_]+)", sql))
+    return Statement(
+        name, sa.text(sql).bindparams(*(sa.bindparam(n, type_=_TYPES.get(n, sa.Text())) for n in sorted(names)))
+    )
+
+
+def events_from(rows: Iterable[Row], order_id: str) -> list[Event]:
+    """The events in `rows`, skipping the row of NULLs that stands for none."""
+    return [
+        Event(
+            event_id=ids.to_text(row["event_id"]),
+            order_id=order_id,
+            version=row["version"],
+            type=row["type"],
+            occurred_at=clock.to_text(row["occurred_at"]),
+            actor=row["actor"],
+            data=orjson.loads(row["data"]),
+        )
+        for row in rows
+        if row["version"] is not None
+    ]
+
+
+# Everything hangs on the gate's row: when the key is known the statement writes nothing and returns nothing. Refusals
+# raise, which undoes the key too. Rows are locked in this order: key, stock by product_id; the CHECK on inventory
+# stands behind the explicit look at the stock. Indexes: all primary keys. One partition of each table.
+PLACE = statement(
+    "place_order",
+    """
+WITH gate AS (
+    INSERT INTO orders.idempotency_keys (shard, subject, key, request_hash, resource, version, created_at)
+    VALUES (:shard, :subject, :key, :request_hash, :order_id, 1, :created_at)
+    ON CONFLICT DO NOTHING
+    RETURNING TRUE AS open
+), lines AS MATERIALIZED (
+    SELECT l.line_no, l.product_id, l.product_text, l.quantity, l.seen_price, p.name, p.price, p.currency, p.active,
+           CASE WHEN :agreed THEN coalesce(l.seen_price, p.price) ELSE p.price END AS unit_price
+    FROM gate
+    CROSS JOIN unnest(:product_ids, :product_texts, :quantities, :seen_prices)
+        WITH ORDINALITY AS l (product_id, product_text, quantity, seen_price, line_no)
+    LEFT JOIN orders.products p ON p.product_id = l.product_id
+), priced AS MATERIALIZED (
+    SELECT sum(unit_price::numeric * quantity) AS total_amount,
+           count(*) AS item_count,
+           jsonb_agg(jsonb_build_object(
+               'line_no', line_no, 'product_id', product_text, 'name', name, 'quantity', quantity,
+               'unit_price', unit_price, 'line_total', unit_price * quantity) ORDER BY line_no) AS items,
+           CASE
+               WHEN bool_or(price IS NULL) THEN orders.refuse('product_unknown', jsonb_build_object(
+                   'lines', jsonb_agg(line_no ORDER BY line_no) FILTER (WHERE price IS NULL)))
+               WHEN NOT bool_and(active) THEN orders.refuse('product_inactive', jsonb_build_object(
+                   'lines', jsonb_agg(line_no ORDER BY line_no) FILTER (WHERE NOT active)))
+               WHEN bool_or(currency <> :currency) THEN orders.refuse('currency_mismatch', jsonb_build_object(
+                   'lines', jsonb_agg(line_no ORDER BY line_no) FILTER (WHERE currency <> :currency)))
+               WHEN bool_or(seen_price <> unit_price) THEN orders.refuse('price_changed', jsonb_build_object(
+                   'lines', jsonb_agg(jsonb_build_object('line_no', line_no, 'unit_price', unit_price) ORDER BY line_no)
+                       FILTER (WHERE seen_price <> unit_price)))
+               WHEN sum(unit_price::numeric * quantity) > :amount_max THEN orders.refuse('amount_too_large', '{}')
+               ELSE FALSE
+           END AS refused
+    FROM lines
+    HAVING count(*) > 0
+), demand AS MATERIALIZED (
+    SELECT product_id, min(product_text) AS product_text, sum(quantity) AS quantity
+    FROM lines CROSS JOIN priced
+    WHERE NOT refused
+    GROUP BY product_id
+), stock AS MATERIALIZED (
+    SELECT i.product_id, d.quantity, i.on_hand - i.reserved - d.quantity AS remaining
+    FROM demand d JOIN orders.inventory i ON i.product_id = d.product_id
+    ORDER BY i.product_id
+    FOR NO KEY UPDATE OF i
+), reservable AS MATERIALIZED (
+    SELECT CASE
+               WHEN bool_or(remaining IS NULL OR remaining < 0) THEN orders.refuse('out_of_stock', jsonb_build_object(
+                   'product_ids', jsonb_agg(product_text) FILTER (WHERE remaining IS NULL OR remaining < 0)))
+               ELSE FALSE
+           END AS refused
+    FROM demand LEFT JOIN stock USING (product_id)
+    HAVING count(*) > 0
+), reserved AS (
+    UPDATE orders.inventory i SET reserved = i.reserved + s.quantity, version = i.version + 1
+    FROM stock s CROSS JOIN reservable r
+    WHERE i.product_id = s.product_id AND NOT r.refused
+), document AS MATERIALIZED (
+    SELECT p.total_amount::bigint AS total_amount, p.item_count::integer AS item_count,
+           jsonb_build_object(
+               'change', jsonb_build_object(
+                   'order_id', :order_text, 'user_id', :user_text, 'currency', :currency, 'items', p.items,
+                   'adjustments', '[]'::jsonb, 'payment_method', :payment_method,
+                   'shipping_address_id', :shipping_address_id, 'agreed_prices', :agreed),
+               'after', jsonb_build_object(
+                   'status', :status, 'payment_status', :payment_status, 'currency', :currency,
+                   'total_amount', p.total_amount::bigint, 'user_id', :user_text)) AS data
+    FROM priced p CROSS JOIN reservable r
+    WHERE NOT r.refused
+), placed AS (
+    INSERT INTO orders.orders (order_id, created_at, shard, user_id, status, payment_status, currency, total_amount,
+        captured_amount, refunded_amount, item_count, adjustments, expires_at, payment_method, shipping_address_id,
+        version, updated_at)
+    SELECT :order_id, :created_at, :shard, :user_id, :status, :payment_status, :currency, d.total_amount,
+        0, 0, d.item_count, '[]', :expires_at, :payment_method, :shipping_address_id, 1, :created_at
+    FROM document d
+), items AS (
+    INSERT INTO orders.order_items (order_id, created_at, shard, line_no, product_id, name, quantity, unit_price,
+        line_total, shipped_quantity, returned_quantity)
+    SELECT :order_id, :created_at, :shard, l.line_no, l.product_id, l.name, l.quantity, l.unit_price,
+        l.unit_price * l.quantity, 0, 0
+    FROM lines l CROSS JOIN document
+), event AS (
+    INSERT INTO orders.order_events (order_id, created_at, shard, version, event_id, type, data, actor, traceparent,
+        occurred_at)
+    SELECT :order_id, :created_at, :shard, 1, :event_id, 'order.placed', d.data, :actor, :traceparent, :created_at
+    FROM document d
+), sent AS (
+    INSERT INTO orders.outbox (shard, slice, order_id, created_at, version)
+    SELECT :shard, :slice, :order_id, :created_at, 1 FROM document
+)
+SELECT data::text AS data FROM document
+""",
+)
+
+# The key's first answer: its events up to the version that answer showed. Two primary keys, one partition.
+REPLAY = statement(
+    "replay",
+    """
+SELECT k.request_hash, k.resource, e.version, e.event_id, e.type, e.data::text AS data, e.actor, e.occurred_at
+FROM orders.idempotency_keys k
+LEFT JOIN LATERAL (
+    SELECT * FROM orders.order_events e
+    WHERE e.order_id = k.resource AND e.created_at = uuid_extract_timestamp(k.resource) AND e.shard = k.shard
+      AND e.version <= k.version
+    ORDER BY e.version
+) e ON TRUE
+WHERE k.shard = :shard AND k.subject = :subject AND k.key = :key
+""",
+)
+
+ALL_EVENTS: Final = 2**31 - 1  # as a limit
+
+# Primary keys of orders and order_events; one partition of each. One row an event, one row of NULLs when there is none.
+GET_EVENTS = statement(
+    "get_events",
+    """
+SELECT o.version AS order_version, e.version, e.event_id, e.type, e.data::text AS data, e.actor, e.occurred_at
+FROM orders.orders o
+LEFT JOIN LATERAL (
+    SELECT * FROM orders.order_events e
+    WHERE e.order_id = o.order_id AND e.created_at = o.created_at AND e.shard = o.shard AND e.version > :after_version
+    ORDER BY e.version LIMIT :limit
+) e ON TRUE
+WHERE o.order_id = :order_id AND o.created_at = :created_at AND o.shard = :shard
+  AND (o.user_id = :user_id OR :any_owner)
+""",
+)
+
+# A command's gate and lock. No row: the key is known, or there is no such order for this caller (then no key is stored:
+# an order never goes away and never changes its owner, so looking before locking is safe).
+LOCK = statement(
+    "lock_order",
+    """
+WITH gate AS (
+    INSERT INTO orders.idempotency_keys (shard, subject, key, request_hash, resource, version, created_at)
+    SELECT :shard, :subject, :key, :request_hash, :order_id, :version, :occurred_at
+    FROM orders.orders o
+    WHERE o.order_id = :order_id AND o.created_at = :created_at AND o.shard = :shard
+      AND (o.user_id = :user_id OR :any_owner)
+    ON CONFLICT DO NOTHING
+    RETURNING TRUE AS open
+)
+SELECT o.version
+FROM gate CROSS JOIN orders.orders o
+WHERE o.order_id = :order_id AND o.created_at = :created_at AND o.shard = :shard
+FOR NO KEY UPDATE OF o
+""",
+)
+
+# The order as its next event leaves it, that event, its outbox row and what it does to the stock.
+ADVANCE = statement(
+    "advance_order",
+    """
+WITH changed AS (
+    UPDATE orders.orders SET status = :status, payment_status = :payment_status, total_amount = :total_amount,
+        captured_amount = :captured_amount, refunded_amount = :refunded_amount, tracking = :tracking,
+        cancel_reason = :cancel_reason, version = :version, updated_at = :occurred_at,
+        expires_at = CASE WHEN :status = 'pending' THEN expires_at END
+    WHERE order_id = :order_id AND created_at = :created_at AND shard = :shard
+), lines AS (
+    UPDATE orders.order_items i
+    SET shipped_quantity = l.shipped_quantity, returned_quantity = l.returned_quantity
+    FROM unnest(:line_nos, :shipped_quantities, :returned_quantities)
+        AS l (line_no, shipped_quantity, returned_quantity)
+    WHERE i.order_id = :order_id AND i.created_at = :created_at AND i.shard = :shard AND i.line_no = l.line_no
+), stock AS MATERIALIZED (
+    SELECT i.product_id, d.on_hand, d.reserved
+    FROM unnest(:product_ids, :on_hand_deltas, :reserved_deltas) AS d (product_id, on_hand, reserved)
+    JOIN orders.inventory i ON i.product_id = d.product_id
+    ORDER BY i.product_id
+    FOR NO KEY UPDATE OF i
+), moved AS (
+    UPDATE orders.inventory i
+    SET on_hand = i.on_hand + s.on_hand, reserved = i.reserved + s.reserved, version = i.version + 1
+    FROM stock s
+    WHERE i.product_id = s.product_id
+), event AS (
+    INSERT INTO orders.order_events (order_id, created_at, shard, version, event_id, type, data, actor, traceparent,
+        occurred_at)
+    VALUES (:order_id, :created_at, :shard, :version, :event_id, :type, CAST(:data AS jsonb), :actor, :traceparent,
+        :occurred_at)
+)
+INSERT INTO orders.outbox (shard, slice, order_id, created_at, version)
+VALUES (:shard, :slice, :order_id, :created_at, :version)
+""",
+)
+
+CREATE_MONTH = statement("create_month", "SELECT orders.create_month(:month) AS made")
+
+DELETE_KEYS_BATCH: Final = 5_000
+
+# Index: created_at. Oldest first, a batch at a time.
+DELETE_KEYS = statement(
+    "delete_keys",
+    f"""
+DELETE FROM orders.idempotency_keys k
+USING (
+    SELECT shard, subject, key FROM orders.idempotency_keys
+    WHERE created_at < :older_than ORDER BY created_at LIMIT {DELETE_KEYS_BATCH}
+) old
+WHERE k.shard = old.shard AND k.subject = old.subject AND k.key = old.key
+RETURNING 1
+""",  # noqa: S608 # the only thing put in is a constant
+)
