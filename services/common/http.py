@@ -266,12 +266,12 @@ class Observed:
     """Around the application: request id, trace context, timings, metrics, the headers of every response, and 500."""
 
     def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+        self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
             return
         headers = dict(scope["headers"])
         request_id = _text(headers.get(b"x-request-id"), _REQUEST_ID) or secrets.token_hex(8)
@@ -296,7 +296,7 @@ class Observed:
             await send(message)
 
         try:
-            await self._app(scope, receive, send_with_headers)
+            await self.app(scope, receive, send_with_headers)
         except Exception:
             log.exception("http.failed", method=scope["method"], path=scope["path"])
             if status:

@@ -5,7 +5,7 @@ order as it stands afterwards. `order.placed` carries the whole order; every lat
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from typing import Any
 
@@ -69,8 +69,8 @@ class Item:
     quantity: int
     unit_price: int
     line_total: int
-    shipped_quantity: int = 0
-    returned_quantity: int = 0
+    shipped_quantity: int
+    returned_quantity: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +97,10 @@ class Order:
     cancel_reason: str | None
 
 
+_ORDER_MEMBERS = tuple(f.name for f in fields(Order))
+_ITEM_MEMBERS = tuple(f.name for f in fields(Item))
+
+
 def apply(order: Order | None, event: Event) -> Order:
     """The order after `event`. Pure: reads the event only.
 
@@ -110,7 +114,7 @@ def apply(order: Order | None, event: Event) -> Order:
     if order is None:
         if event.type != EventType.PLACED:
             raise ValueError(f"order {event.order_id}: begins with {event.type}, not {EventType.PLACED}")
-        return _placed(event, change, after)
+        return _placed(change)
     changed: dict[str, Any] = {
         "version": event.version,
         "updated_at": event.occurred_at,
@@ -139,37 +143,11 @@ def fold(events: Iterable[Event]) -> Order:
     return order
 
 
-def _placed(event: Event, change: Mapping[str, Any], after: Mapping[str, Any]) -> Order:
-    return Order(
-        order_id=event.order_id,
-        user_id=after["user_id"],
-        status=after["status"],
-        payment_status=after["payment_status"],
-        currency=after["currency"],
-        total_amount=after["total_amount"],
-        captured_amount=0,
-        refunded_amount=0,
-        item_count=len(change["items"]),
-        version=event.version,
-        created_at=event.occurred_at,
-        updated_at=event.occurred_at,
-        items=tuple(
-            Item(
-                line_no=line["line_no"],
-                product_id=line["product_id"],
-                name=line["name"],
-                quantity=line["quantity"],
-                unit_price=line["unit_price"],
-                line_total=line["line_total"],
-            )
-            for line in change["items"]
-        ),
-        adjustments=tuple(change["adjustments"]),
-        payment_method=change["payment_method"],
-        shipping_address_id=change["shipping_address_id"],
-        tracking=None,
-        cancel_reason=None,
-    )
+def _placed(change: Mapping[str, Any]) -> Order:
+    members = {name: change[name] for name in _ORDER_MEMBERS}
+    members["items"] = tuple(Item(**{name: line[name] for name in _ITEM_MEMBERS}) for line in change["items"])
+    members["adjustments"] = tuple(change["adjustments"])
+    return Order(**members)
 
 
 def _shipped(items: tuple[Item, ...], shipped: Iterable[Mapping[str, int]]) -> tuple[Item, ...]:

@@ -128,6 +128,7 @@ async def place_order(
         "order_id": order_key.order_id,
         "order_text": order_text,
         "created_at": now,
+        "created_text": clock.to_text(now),
         "event_id": event_id,
         "user_id": placement.user_id,
         "user_text": str(placement.user_id),

@@ -87,7 +87,8 @@ WITH gate AS (
            count(*) AS item_count,
            jsonb_agg(jsonb_build_object(
                'line_no', line_no, 'product_id', product_text, 'name', name, 'quantity', quantity,
-               'unit_price', unit_price, 'line_total', unit_price * quantity) ORDER BY line_no) AS items,
+               'unit_price', unit_price, 'line_total', unit_price * quantity, 'shipped_quantity', 0,
+               'returned_quantity', 0) ORDER BY line_no) AS items,
            CASE
                WHEN bool_or(price IS NULL) THEN orders.refuse('product_unknown', jsonb_build_object(
                    'lines', jsonb_agg(line_no ORDER BY line_no) FILTER (WHERE price IS NULL)))
@@ -129,9 +130,13 @@ WITH gate AS (
     SELECT p.total_amount::bigint AS total_amount, p.item_count::integer AS item_count,
            jsonb_build_object(
                'change', jsonb_build_object(
-                   'order_id', :order_text, 'user_id', :user_text, 'currency', :currency, 'items', p.items,
+                   'order_id', :order_text, 'user_id', :user_text, 'status', :status,
+                   'payment_status', :payment_status, 'currency', :currency, 'total_amount', p.total_amount::bigint,
+                   'captured_amount', 0, 'refunded_amount', 0, 'item_count', p.item_count, 'version', 1,
+                   'created_at', :created_text, 'updated_at', :created_text, 'items', p.items,
                    'adjustments', '[]'::jsonb, 'payment_method', :payment_method,
-                   'shipping_address_id', :shipping_address_id, 'agreed_prices', :agreed),
+                   'shipping_address_id', :shipping_address_id, 'tracking', NULL, 'cancel_reason', NULL,
+                   'agreed_prices', :agreed),
                'after', jsonb_build_object(
                    'status', :status, 'payment_status', :payment_status, 'currency', :currency,
                    'total_amount', p.total_amount::bigint, 'user_id', :user_text)) AS data

@@ -1,0 +1,196 @@
+"""Real servers for the tests: embedded ones, those at TEST_*_URL, or containers with TESTCONTAINERS=1.
+
+One migrated template database is cloned for each test. Nothing is mocked; what a test starts, it stops.
+"""
+
+import asyncio
+import os
+import secrets
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+import pytest
+import uvicorn
+
+from services.cli import migrate
+from services.embedded import issuer as issuer_process
+from services.embedded.addresses import with_user
+from services.embedded.settings import StackSettings
+from services.embedded.supervisor import Stack
+from services.orders.settings import OrdersSettings
+from tests.shop import AUDIENCE, Shop, opened_shop
+
+PORTS = range(10_000, 30_000, 1_500)  # below the range that the system gives to outgoing connections
+UNUSED_KAFKA = "127.0.0.1:1"
+
+
+def free_port_base() -> int:
+    """A port base whose servers' ports are free now; taken at random, so that runs side by side rarely meet."""
+    for base in secrets.SystemRandom().sample(PORTS, len(PORTS)):
+        try:
+            with ExitStack() as stack:
+                for offset in (0, 4, 1032, 1079, 1092, 1093, 1100, 1101, 1102):
+                    stack.enter_context(socket.socket()).bind(("127.0.0.1", base + offset))
+        except OSError:
+            continue
+        return base
+    raise RuntimeError("no free range of ports")
+
+
+@pytest.fixture(scope="session")
+def containers() -> Iterator[dict[str, str]]:
+    """URLs of PostgreSQL, Valkey and Kafka in containers, when TESTCONTAINERS=1."""
+    if os.environ.get("TESTCONTAINERS") != "1":
+        yield {}
+        return
+    from testcontainers.kafka import KafkaContainer
+    from testcontainers.postgres import PostgresContainer
+    from testcontainers.redis import RedisContainer
+
+    with ExitStack() as stack:
+        postgres = PostgresContainer("postgres:18", dbname="orders", driver=None).with_command(
+            "postgres -c max_locks_per_transaction=1024 -c fsync=off"
+        )
+        postgres = stack.enter_context(postgres)
+        valkey = stack.enter_context(RedisContainer("valkey/valkey:9"))
+        kafka = stack.enter_context(KafkaContainer("apache/kafka:4.4.0"))
+        yield {
+            "postgres": postgres.get_connection_url(),
+            "valkey": f"redis://{valkey.get_container_host_ip()}:{valkey.get_exposed_port(6379)}/0",
+            "kafka": kafka.get_bootstrap_server(),
+        }
+
+
+@pytest.fixture(scope="session")
+async def stack(tmp_path_factory: pytest.TempPathFactory, containers: dict[str, str]) -> AsyncIterator[Stack]:
+    """PostgreSQL and Valkey for the whole session. PostgreSQL does not sync to disk here: no test cuts the power."""
+    settings = StackSettings(
+        home=tmp_path_factory.mktemp("stack"),
+        port_base=free_port_base(),
+        postgres_url=os.environ.get("TEST_POSTGRES_URL", containers.get("postgres")),
+        valkey_url=os.environ.get("TEST_VALKEY_URL", containers.get("valkey")),
+        kafka_url=UNUSED_KAFKA,
+    )
+    async with Stack(settings, processes=(), durable=False) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+async def kafka_url(tmp_path_factory: pytest.TempPathFactory, containers: dict[str, str]) -> AsyncIterator[str]:
+    """Kafka for the whole session, started when the first test wants it. Tests use topics of their own."""
+    given = os.environ.get("TEST_KAFKA_URL", containers.get("kafka"))
+    if given:
+        yield given
+        return
+    settings = StackSettings(
+        home=tmp_path_factory.mktemp("kafka"),
+        port_base=free_port_base(),
+        postgres_url="postgresql://unused",
+        valkey_url="redis://unused",
+    )
+    async with Stack(settings, processes=(), durable=False) as started:
+        yield started.addresses.kafka
+
+
+@pytest.fixture(scope="session")
+def valkey_url(stack: Stack) -> str:
+    """URL of Valkey."""
+    return stack.addresses.valkey
+
+
+def with_database(url: str, name: str) -> str:
+    """The same server, another database."""
+    return urlunsplit(urlsplit(url)._replace(path=f"/{name}"))
+
+
+@pytest.fixture(scope="session")
+async def template_database(stack: Stack) -> AsyncIterator[str]:
+    """Name of a migrated database with this month's and the next months' partitions."""
+    name = f"template_{secrets.token_hex(4)}"
+    owner = await asyncpg.connect(stack.addresses.postgres)
+    await owner.execute(f"CREATE DATABASE {name}")
+    url = with_database(stack.addresses.postgres, name)
+    await asyncio.to_thread(migrate.upgrade, url)
+    connection = await asyncpg.connect(url)
+    await connection.execute(
+        "SELECT orders.create_month((date_trunc('month', now()) + make_interval(months => ahead))::date)"
+        " FROM generate_series(-1, 3) ahead"
+    )
+    await connection.close()
+    yield name
+    await owner.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    await owner.close()
+
+
+@pytest.fixture
+async def database_url(stack: Stack, template_database: str) -> AsyncIterator[str]:
+    """URL of a fresh database, as its owner."""
+    name = f"test_{secrets.token_hex(6)}"
+    owner = await asyncpg.connect(stack.addresses.postgres)
+    await owner.execute(f"CREATE DATABASE {name} TEMPLATE {template_database} STRATEGY file_copy")
+    yield with_database(stack.addresses.postgres, name)
+    await owner.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    await owner.close()
+
+
+@pytest.fixture
+def as_role(stack: Stack, database_url: str) -> "AsRole":
+    """URL of the test's database as one of the processes."""
+    return AsRole(stack, database_url)
+
+
+class AsRole:
+    """Call with a role's name for the URL of the test's database as that role."""
+
+    def __init__(self, stack: Stack, database_url: str) -> None:
+        self._stack, self._database_url = stack, database_url
+
+    def __call__(self, role: str) -> str:
+        return with_user(self._database_url, role, self._stack.addresses.role_password)
+
+
+@pytest.fixture
+async def owner(database_url: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+    """A connection as the owner of the schema, to look at rows and to plant what no process may write."""
+    connection = await asyncpg.connect(database_url)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture(scope="session")
+async def issuer(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Path, str]]:
+    """Home and URL of a token issuer that serves its keys over HTTP."""
+    home = tmp_path_factory.mktemp("issuer")
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    app = issuer_process.create_app(home, url, AUDIENCE)
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))
+    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined] # pytest keeps its own
+    task = asyncio.create_task(server.serve(sockets=[listener]))
+    while not server.started:
+        await asyncio.sleep(0.01)
+    yield home, url
+    server.should_exit = True
+    await task
+
+
+@pytest.fixture
+def orders_settings(as_role: AsRole, valkey_url: str, issuer: tuple[Path, str]) -> OrdersSettings:
+    """Settings of orders-api on the test's database."""
+    return OrdersSettings(
+        postgres_url=as_role("orders_api"), valkey_url=valkey_url, issuer_url=issuer[1], audience=AUDIENCE
+    )
+
+
+@pytest.fixture
+async def shop(
+    orders_settings: OrdersSettings, issuer: tuple[Path, str], owner: "asyncpg.Connection[asyncpg.Record]"
+) -> AsyncIterator[Shop]:
+    """orders-api on an empty database, and somebody who can use it."""
+    async with opened_shop(orders_settings, issuer[0], owner) as opened:
+        yield opened
