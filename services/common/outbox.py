@@ -14,6 +14,8 @@ CHANNEL: Final = "outbox:wake"
 TIMEOUT_SECONDS: Final = 0.1
 PAUSE_AFTER_FAILURE_SECONDS: Final = 0.5  # while Valkey is away the relay's poll carries on alone
 
+PING_SECONDS: Final = 5.0
+
 log = structlog.get_logger()
 outbox_wakes_total = Counter("outbox_wakes_total", "PUBLISH to the relay, by result", ["result"])
 
@@ -62,3 +64,51 @@ class Wake:
             else:
                 outbox_wakes_total.labels("sent").inc()
                 self.healthy = True
+
+
+class Alarm:
+    """The relay's side: rings when a writer has called, and is silent while Valkey is away."""
+
+    def __init__(self, valkey_url: str) -> None:
+        self._redis = Redis.from_url(valkey_url, socket_connect_timeout=1.0, retry=Retry(NoBackoff(), 0))
+        self._rung = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Calls are heard from now on, as soon as Valkey answers."""
+        self._task = asyncio.create_task(self._run(), name="outbox-alarm")
+
+    async def wait(self, timeout_seconds: float) -> bool:
+        """True when somebody has called since the last wait, at once if so; False after the time-out."""
+        try:
+            await asyncio.wait_for(self._rung.wait(), timeout_seconds)
+        except TimeoutError:
+            return False
+        self._rung.clear()
+        return True
+
+    def ring(self) -> None:
+        """Whoever waits goes on."""
+        self._rung.set()
+
+    async def close(self) -> None:
+        """Nothing runs and no connection is open afterwards."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self._redis.aclose()
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                async with self._redis.pubsub(ignore_subscribe_messages=True) as channel:
+                    await channel.subscribe(CHANNEL)
+                    self.ring()  # what was called while nobody listened
+                    while True:
+                        if await channel.get_message(timeout=PING_SECONDS) is None:
+                            await channel.ping()  # raises when the connection has died without a word
+                        else:
+                            self.ring()
+            except (RedisError, OSError) as error:
+                log.warning("outbox.alarm_silent", error=repr(error))
+                await asyncio.sleep(PAUSE_AFTER_FAILURE_SECONDS)

@@ -1,0 +1,50 @@
+# The commands of this project; `make demo` and `make test` need nothing but Python 3.11+ (no Docker, no root).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help setup demo up test check lint types imports fmt openapi lock clean
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.installed ## virtual environment with the locked packages
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: setup ## take a real order to delivered on embedded servers, then stop
+	@$(BIN)/orders demo
+
+up: setup ## the whole backend in the foreground, until Ctrl-C
+	@$(BIN)/orders up
+
+test: setup ## the whole test suite
+	$(BIN)/pytest
+
+check: lint types imports test ## what CI runs
+
+lint: setup ## formatting and lint
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: setup ## mypy --strict
+	$(BIN)/mypy
+
+imports: setup ## who may import whom
+	$(BIN)/lint-imports
+
+fmt: setup ## format, and mend what can be mended
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: setup ## resolve the dependencies anew into requirements.lock (needs uv)
+	uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --no-annotate --extra dev \
+		--python-version 3.11 pyproject.toml -o requirements.lock
+
+clean: ## remove the virtual environment and all state
+	rm -rf $(VENV) .local

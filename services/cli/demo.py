@@ -1,0 +1,107 @@
+"""`orders demo`: one real order from placing to delivery, and what consumers see of it."""
+
+import asyncio
+import secrets
+import uuid
+from typing import Any
+
+import httpx
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from services.cli.token import minted
+from services.cli.up import prepare
+from services.common import log
+from services.common.stream import Received, reading
+from services.contracts.envelope import ORDERS_TOPIC
+from services.embedded.errors import StackError
+from services.embedded.settings import StackSettings
+from services.embedded.supervisor import Stack, stop_on_signals
+from services.orders import seed
+
+STEPS = 3  # placed, shipped, delivered
+EVENTS_WITHIN_SECONDS = 15.0
+
+console = Console()
+
+
+def demo() -> None:
+    """Start everything, take an order to `delivered`, follow its events on Kafka, and stop everything again."""
+    log.configure("orders-demo", "WARNING")
+    try:
+        asyncio.run(_demo(StackSettings()))
+    except StackError as error:
+        console.print(f"[red]{error}[/]", highlight=False)
+        raise typer.Exit(1) from None
+
+
+async def _demo(settings: StackSettings) -> None:
+    with stop_on_signals():
+        async with Stack(settings, prepare=prepare) as stack:
+            console.print(f"Everything runs: orders at {stack.endpoints['orders']}")
+            async with reading(stack.addresses.kafka, ORDERS_TOPIC, from_beginning=True) as messages:
+                order = await _take_an_order(stack)
+                received = await asyncio.wait_for(_events_of(order["order_id"], messages), EVENTS_WITHIN_SECONDS)
+            _print_timeline(order, received)
+        console.print("Everything has stopped.")
+
+
+async def _take_an_order(stack: Stack) -> dict[str, Any]:
+    """The order as delivered."""
+    buyer = minted(stack.settings, sub=str(uuid.uuid4()), scope="orders:read orders:write", hours=1)
+    staff = minted(stack.settings, sub=str(uuid.uuid4()), scope="orders:fulfil", hours=1)
+    product = await seed.any_product(stack.addresses.postgres)
+    async with httpx.AsyncClient(base_url=str(stack.endpoints["orders"])) as client:
+        order = await _post(
+            client,
+            "/v1/orders",
+            buyer,
+            {"currency": "USD", "items": [{"product_id": product, "quantity": 2}]},
+        )
+        console.print(f"Placed   {order['order_id']}: {order['total_amount']} {order['currency']} (minor units)")
+        path = f"/v1/orders/{order['order_id']}"
+        order = await _post(client, f"{path}/ship", staff, {"tracking": "DEMO-1"}, if_match=order["version"])
+        console.print(f"Shipped  {order['order_id']}: tracking {order['tracking']}")
+        order = await _post(client, f"{path}/deliver", staff, {}, if_match=order["version"])
+        console.print(f"Delivered {order['order_id']}")
+        return order
+
+
+async def _post(
+    client: httpx.AsyncClient, path: str, token: str, body: dict[str, Any], *, if_match: int | None = None
+) -> dict[str, Any]:
+    headers = {"Authorization": f"Bearer {token}", "Idempotency-Key": secrets.token_hex(8)}
+    if if_match is not None:
+        headers["If-Match"] = f'"{if_match}"'
+    response = await client.post(path, json=body, headers=headers)
+    if response.is_error:
+        raise StackError(f"{path} answered {response.status_code}: {response.text}", "See the logs in ORDERS_HOME/log.")
+    found: dict[str, Any] = response.json()
+    return found
+
+
+async def _events_of(order_id: str, messages: Any) -> list[Received]:
+    found: list[Received] = []
+    async for message in messages:
+        if message.key == order_id.encode():
+            found.append(message)
+        if len(found) == STEPS:
+            break
+    return found
+
+
+def _print_timeline(order: dict[str, Any], received: list[Received]) -> None:
+    table = Table(title=f"What Kafka has of {order['order_id']} (orders.events.v1, partition {received[0].partition})")
+    for heading in ("time", "version", "type", "event id", "offset"):
+        table.add_column(heading)
+    for message in received:
+        headers = {name: value.decode() for name, value in message.headers.items()}
+        table.add_row(
+            headers["ce_time"],
+            headers["ce_sequence"].lstrip("0"),
+            headers["ce_type"],
+            headers["ce_id"],
+            str(message.offset),
+        )
+    console.print(table)

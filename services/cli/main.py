@@ -1,0 +1,18 @@
+"""The `orders` command: one function a subcommand, each in a module of its name."""
+
+import typer
+
+from services.cli import demo, migrate, tail, token, up
+
+app = typer.Typer(
+    name="orders",
+    help="Run, look after and look into the order backend.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+app.command("up")(up.up)
+app.command("demo")(demo.demo)
+app.command("migrate")(migrate.migrate)
+app.command("token")(token.token)
+app.command("tail")(tail.tail)

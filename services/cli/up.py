@@ -1,0 +1,70 @@
+"""`orders up`: the whole backend in the foreground."""
+
+import asyncio
+import json
+import secrets
+import sys
+import uuid
+
+import typer
+from rich.console import Console
+
+from services.cli import migrate
+from services.cli.token import minted
+from services.common import log
+from services.embedded.errors import StackError
+from services.embedded.settings import StackSettings
+from services.embedded.supervisor import Stack, stop_on_signals
+from services.orders import seed
+
+FIRST_PRODUCTS = 100
+FIRST_STOCK = 10_000
+
+console = Console(stderr=True)
+
+
+def up() -> None:
+    """Start everything, and keep it running until Ctrl-C.
+
+    PostgreSQL, Valkey and Kafka are embedded unless ORDERS_POSTGRES_URL, ORDERS_VALKEY_URL or ORDERS_KAFKA_URL name
+    others. State is kept in ORDERS_HOME (.local); ORDERS_PORT_BASE (8000) moves all ports. What dies is restarted.
+    """
+    log.configure("orders-up", "INFO")
+    try:
+        asyncio.run(_up(StackSettings()))
+    except StackError as error:
+        console.print(f"[red]{error}[/]", highlight=False)
+        raise typer.Exit(1) from None
+
+
+async def _up(settings: StackSettings) -> None:
+    with stop_on_signals():
+        async with Stack(settings, prepare=prepare) as stack:
+            await greet(stack)
+            await asyncio.Event().wait()
+
+
+async def prepare(stack: Stack) -> None:
+    """The schema is there, and something to sell."""
+    url = stack.addresses.postgres
+    await asyncio.to_thread(migrate.upgrade, url, role_password=stack.addresses.role_password)
+    await seed.ensure_products(url, products=FIRST_PRODUCTS, stock=FIRST_STOCK)
+
+
+async def greet(stack: Stack) -> None:
+    """Lines to paste, on standard output."""
+    orders = str(stack.endpoints["orders"])
+    buyer = uuid.uuid4()
+    bearer = minted(stack.settings, sub=str(buyer), scope="orders:read orders:write", hours=1)
+    product = await seed.any_product(stack.addresses.postgres)
+    body = json.dumps({"currency": "USD", "items": [{"product_id": product, "quantity": 1}]})
+    auth = f"-H 'Authorization: Bearer {bearer}'"
+    sys.stdout.write(
+        "\nReady. Place an order, list your orders, look at the stock:\n\n"
+        f"curl -s {orders}/v1/orders {auth} -H 'Content-Type: application/json'"
+        f" -H 'Idempotency-Key: {secrets.token_hex(8)}' -d '{body}'\n\n"
+        f"curl -s {orders}/v1/orders {auth}\n\n"
+        f"curl -s {orders}/v1/inventory/{product} {auth}\n\n"
+        f"Documentation: {orders}/docs   Events: orders tail   Stop: Ctrl-C\n"
+    )
+    sys.stdout.flush()

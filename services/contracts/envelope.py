@@ -1,0 +1,32 @@
+"""How an event travels on Kafka: CloudEvents 1.0 in binary mode (Kafka protocol binding, section 3.2)."""
+
+from typing import Final
+
+ORDERS_TOPIC: Final = "orders.events.v1"
+ORDERS_SOURCE: Final = "/orders"
+CONTENT_TYPE: Final = "application/json"
+
+Headers = list[tuple[str, bytes]]
+
+
+def headers(
+    *, event_id: str, type_: str, source: str, subject: str, time: str, version: int, traceparent: str | None
+) -> Headers:
+    """The message headers of an event about `subject`, whose `version` orders it among its own.
+
+    `ce_sequence` has 20 digits, so that text sorts as numbers do.
+    """
+    found = {
+        "ce_specversion": "1.0",
+        "ce_id": event_id,
+        "ce_type": type_,
+        "ce_source": source,
+        "ce_subject": subject,
+        "ce_time": time,
+        "ce_sequence": f"{version:020d}",
+        "ce_partitionkey": subject,
+        "content-type": CONTENT_TYPE,
+    }
+    if traceparent is not None:
+        found["traceparent"] = traceparent
+    return [(name, value.encode()) for name, value in found.items()]
