@@ -11,14 +11,13 @@ from rich.console import Console
 from rich.table import Table
 
 from services.cli.token import minted
-from services.cli.up import prepare
+from services.cli.up import any_product, prepare
 from services.common import log
-from services.common.stream import Received, reading
+from services.common.stream import Received, ensure_topic, reading
 from services.contracts.envelope import ORDERS_TOPIC
 from services.embedded.errors import StackError
 from services.embedded.settings import StackSettings
 from services.embedded.supervisor import Stack, stop_on_signals
-from services.orders import seed
 
 STEPS = 3  # placed, shipped, delivered
 EVENTS_WITHIN_SECONDS = 15.0
@@ -40,6 +39,7 @@ async def _demo(settings: StackSettings) -> None:
     with stop_on_signals():
         async with Stack(settings, prepare=prepare) as stack:
             console.print(f"Everything runs: orders at {stack.endpoints['orders']}")
+            await ensure_topic(stack.addresses.kafka, ORDERS_TOPIC)
             async with reading(stack.addresses.kafka, ORDERS_TOPIC, from_beginning=True) as messages:
                 order = await _take_an_order(stack)
                 received = await asyncio.wait_for(_events_of(order["order_id"], messages), EVENTS_WITHIN_SECONDS)
@@ -51,7 +51,7 @@ async def _take_an_order(stack: Stack) -> dict[str, Any]:
     """The order as delivered."""
     buyer = minted(stack.settings, sub=str(uuid.uuid4()), scope="orders:read orders:write", hours=1)
     staff = minted(stack.settings, sub=str(uuid.uuid4()), scope="orders:fulfil", hours=1)
-    product = await seed.any_product(stack.addresses.postgres)
+    product = await any_product(stack.addresses.postgres)
     async with httpx.AsyncClient(base_url=str(stack.endpoints["orders"])) as client:
         order = await _post(
             client,

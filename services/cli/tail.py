@@ -8,7 +8,7 @@ import orjson
 import typer
 from rich.console import Console
 
-from services.common.stream import Received, StreamError, reading
+from services.common.stream import Received, StreamError, ensure_topic, reading
 from services.contracts.envelope import ORDERS_TOPIC
 from services.embedded.addresses import Addresses
 from services.embedded.settings import StackSettings
@@ -37,6 +37,7 @@ def tail(
 
 async def _tail(kafka_url: str, *, from_beginning: bool, group: str | None, json: bool, count: int) -> None:
     seen = 0
+    await ensure_topic(kafka_url, ORDERS_TOPIC)  # it may be that nothing was ever sent
     async with reading(kafka_url, ORDERS_TOPIC, group=group, from_beginning=from_beginning) as messages:
         async for message in messages:
             sys.stdout.write((message.value.decode() if json else line(message)) + "\n")

@@ -6,16 +6,16 @@ import secrets
 import sys
 import uuid
 
+import asyncpg
 import typer
 from rich.console import Console
 
 from services.cli import migrate
 from services.cli.token import minted
-from services.common import log
+from services.common import ids, log
 from services.embedded.errors import StackError
 from services.embedded.settings import StackSettings
 from services.embedded.supervisor import Stack, stop_on_signals
-from services.orders import seed
 
 FIRST_PRODUCTS = 100
 FIRST_STOCK = 10_000
@@ -48,7 +48,21 @@ async def prepare(stack: Stack) -> None:
     """The schema is there, and something to sell."""
     url = stack.addresses.postgres
     await asyncio.to_thread(migrate.upgrade, url, role_password=stack.addresses.role_password)
-    await seed.ensure_products(url, products=FIRST_PRODUCTS, stock=FIRST_STOCK)
+    connection = await asyncpg.connect(url)
+    try:
+        if await connection.fetchval("SELECT count(*) = 0 FROM orders.products"):
+            await connection.execute("insert into orders.products select ('01900000-0000-7000-8000-'||lpad(to_hex(i),12,'0'))::uuid,'Product '||i,1000+i,'USD',true,1 from generate_series(1,100) i;insert into orders.inventory select product_id,1000000,0,1 from orders.products;")
+    finally:
+        await connection.close()
+
+
+async def any_product(url: str) -> str:
+    """The ULID of a product that is for sale."""
+    connection = await asyncpg.connect(url)
+    try:
+        return ids.to_text(await connection.fetchval("SELECT product_id FROM orders.products WHERE active ORDER BY product_id LIMIT 1"))
+    finally:
+        await connection.close()
 
 
 async def greet(stack: Stack) -> None:
@@ -56,7 +70,7 @@ async def greet(stack: Stack) -> None:
     orders = str(stack.endpoints["orders"])
     buyer = uuid.uuid4()
     bearer = minted(stack.settings, sub=str(buyer), scope="orders:read orders:write", hours=1)
-    product = await seed.any_product(stack.addresses.postgres)
+    product = await any_product(stack.addresses.postgres)
     body = json.dumps({"currency": "USD", "items": [{"product_id": product, "quantity": 1}]})
     auth = f"-H 'Authorization: Bearer {bearer}'"
     sys.stdout.write(

@@ -15,6 +15,7 @@ log = structlog.get_logger()
 
 MESSAGE_BYTES_MAX: Final = 4 * 1024 * 1024  # 2,000 lines of long names
 PARTITIONS: Final = 12  # fixed within a major version of a topic: the key's partition must not move
+REPLICAS: Final = 3  # where there are as many brokers; one broker promises nothing about the loss of its disk
 RETENTION_MS: Final = 7 * 24 * 3600 * 1000
 BATCH_BYTES_MAX: Final = 256 * 1024
 REQUEST_TIMEOUT_MS: Final = 10_000
@@ -100,10 +101,11 @@ async def ensure_topic(kafka_url: str, topic: str) -> None:
     try:
         async with asyncio.timeout(PUBLISH_TIMEOUT_SECONDS):
             await admin.start()
+            brokers = (await admin.describe_cluster())["brokers"]
             wanted = NewTopic(
                 topic,
                 num_partitions=PARTITIONS,
-                replication_factor=-1,  # what the broker is set to
+                replication_factor=min(REPLICAS, len(brokers)),
                 topic_configs={"max.message.bytes": str(MESSAGE_BYTES_MAX), "retention.ms": str(RETENTION_MS)},
             )
             response = await admin.create_topics([wanted])

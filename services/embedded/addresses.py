@@ -1,0 +1,45 @@
+"""Where a stack's servers are, its own or those given instead."""
+
+from dataclasses import dataclass
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
+
+from services.embedded.kafka import Kafka
+from services.embedded.postgres import Postgres
+from services.embedded.settings import HOST, ISSUER, StackSettings
+from services.embedded.valkey import Valkey
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """`postgres` is the URL of the owner of the database, who may migrate it; `role_password` is every role's."""
+
+    postgres: str
+    valkey: str
+    kafka: str
+    issuer: str
+    role_password: str | None = None
+
+    @classmethod
+    def of(cls, settings: StackSettings) -> "Addresses":
+        """What will be true once the stack has started."""
+        given = settings.postgres_url
+        return cls(
+            postgres=given or Postgres.of(settings).url,
+            valkey=settings.valkey_url or Valkey.of(settings).url,
+            kafka=settings.kafka_url or Kafka.of(settings).url,
+            issuer=settings.issuer_url or f"http://{HOST}:{settings.port(ISSUER)}",
+            # our own socket asks nobody for a password
+            role_password=settings.role_password or unquote(urlsplit(given).password or "") or None if given else None,
+        )
+
+    def postgres_as(self, role: str) -> str:
+        """The database as `role`."""
+        return with_user(self.postgres, role, self.role_password)
+
+
+def with_user(url: str, user: str, password: str | None) -> str:
+    """The same URL for somebody else."""
+    parts = urlsplit(url)
+    secret = f":{quote(password, safe='')}" if password else ""
+    where = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{quote(user, safe='')}{secret}@{where}"))

@@ -1,0 +1,118 @@
+"""The processes of a stack, and how each is started."""
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from services.embedded.addresses import Addresses
+from services.embedded.errors import StackError
+from services.embedded.program import Program, answers
+from services.embedded.settings import HOST, ISSUER, METRICS, ORDERS, StackSettings
+
+
+@dataclass(frozen=True)
+class Process:
+    """A console script of ours. Ready when `ready_path` answers on its port, else when its metrics do, else at once.
+
+    `port` and `metrics` are offsets, written down rather than counted: a new process must not move another's port.
+    `argv` replaces the script of that name.
+    """
+
+    name: str
+    role: str | None = None
+    port: int | None = None
+    metrics: int | None = None
+    ready_path: str | None = None
+    endpoint: str | None = None
+    scheme: str = "http"
+    argv: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    grace_seconds: float = 15
+
+
+_OWNERS = {"ORDERS_POSTGRES_URL", "ORDERS_ROLE_PASSWORD"}  # may do more than any process should
+
+# Stopped from the end: first nobody takes orders any more, and the relay has time to publish the last.
+PROCESSES = (
+    Process("token-issuer", port=ISSUER, ready_path="/.well-known/openid-configuration", endpoint="issuer"),
+    Process("outbox-relay", role="outbox_relay", metrics=METRICS + 2),
+    Process("orders-maintenance", role="orders_maintenance", metrics=METRICS + 1),
+    Process("orders-api", role="orders_api", port=ORDERS, metrics=METRICS, ready_path="/readyz", endpoint="orders"),
+)
+
+
+@dataclass(frozen=True)
+class ProcessPart:
+    """A process of one stack; see `Part`."""
+
+    process: Process
+    settings: StackSettings
+    addresses: Addresses
+
+    @property
+    def name(self) -> str:
+        """The process's."""
+        return self.process.name
+
+    @property
+    def ports(self) -> tuple[int, ...]:
+        """HTTP and metrics, where it has them."""
+        return tuple(port for port in (self.port, self.metrics_port) if port)
+
+    @property
+    def port(self) -> int:
+        """For HTTP, 0 for none."""
+        return 0 if self.process.port is None else self.settings.port(self.process.port)
+
+    @property
+    def metrics_port(self) -> int:
+        """For Prometheus, 0 for none."""
+        return 0 if self.process.metrics is None else self.settings.port(self.process.metrics)
+
+    @property
+    def url(self) -> str:
+        """Of its HTTP server."""
+        return f"{self.process.scheme}://{HOST}:{self.port}"
+
+    @property
+    def metrics_url(self) -> str:
+        """What Prometheus reads."""
+        return f"http://{HOST}:{self.metrics_port}/metrics"
+
+    async def prepare(self) -> Program:
+        """See `Part`. Its environment names the servers, the database as its own role."""
+        where, role = self.addresses, self.process.role
+        return Program(
+            name=self.name,
+            argv=self.process.argv or (str(_script(self.name)),),
+            env={
+                **{name: value for name, value in os.environ.items() if name not in _OWNERS},
+                **({"ORDERS_POSTGRES_URL": where.postgres_as(role)} if role else {}),
+                "ORDERS_VALKEY_URL": where.valkey,
+                "ORDERS_KAFKA_URL": where.kafka,
+                "ORDERS_ISSUER_URL": where.issuer,
+                "ORDERS_HOST": HOST,
+                "ORDERS_PORT": str(self.port),
+                "ORDERS_METRICS_PORT": str(self.metrics_port),
+                "ORDERS_HOME": str(self.settings.home),
+                **self.process.env,
+            },
+            ready=self._ready,
+            ports=self.ports,
+            directory=self.settings.home,
+            grace_seconds=self.process.grace_seconds,
+        )
+
+    async def _ready(self) -> bool:
+        if self.process.ready_path:
+            return await answers(self.port, self.process.ready_path)
+        return not self.metrics_port or await answers(self.metrics_port, "/metrics")
+
+
+def _script(name: str) -> Path:
+    script = Path(sys.executable).with_name(name)  # unresolved: a virtual environment's python is a link out of it
+    if not script.is_file():
+        raise StackError(f"there is no {script}", "Install this project into the environment that runs it: make setup.")
+    return script
