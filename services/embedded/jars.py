@@ -83,7 +83,7 @@ def _locked(lock: IO[str]) -> bool:
 def _fill(directory: Path, maven_url: str | None, progress: "_Progress") -> None:
     # jgo writes a download straight to its final name and trusts it ever after, so a cut one would stay broken for good
     # in ~/.m2. Hence a repository of our own that is thrown away, and ~/.m2 only to read from, if what it has is whole.
-    partial = directory.with_suffix(".partial")
+    partial = directory.with_name(f"{directory.name}.partial")
     known = Path(os.environ.get("M2_REPO") or "~/.m2/repository").expanduser()
     try:
         jars = _resolve(partial, [known] if known.is_dir() else [], maven_url, progress)

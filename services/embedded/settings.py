@@ -29,9 +29,7 @@ class StackSettings(BaseSettings):
     valkey_url: str | None = Field(default=None, description="replaces Valkey: URL of Valkey or Redis")
     kafka_url: str | None = Field(default=None, description="replaces Kafka: host:port, separated by commas")
     issuer_url: str | None = Field(default=None, description="replaces the token issuer: an OIDC issuer")
-    maven_url: str | None = Field(
-        default=None, description="where the broker's jars come from; default: Maven Central"
-    )
+    maven_url: str | None = Field(default=None, description="where the broker's jars come from; default: Maven Central")
     min_free_bytes: int = Field(default=2**30, ge=0, description="a start is refused with less free space in home")
 
     @field_validator("home")
