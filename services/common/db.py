@@ -33,10 +33,13 @@ log = structlog.get_logger()
 
 REFUSED: Final = "RF001"  # SQLSTATE of the SQL function `refuse`: the message is the code, the detail a JSON object
 
-# Belts for a session that something leaves open (PITFALLS, SQLAlchemy + asyncpg), and the plans this schema wants: on a
-# partitioned parent custom plans cost 2 to 10 times the statement itself.
+# Belts for a session that something leaves open, and the plans these statements want. On a partitioned parent custom plans
+# cost 2 to 10 times the statement itself. Every statement of a process has its index: reading a table from end to end
+# only looks cheap while the table is small, and what the planner has once chosen generically it keeps.
 SESSION: Final[Mapping[str, str]] = {
     "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "random_page_cost": "1.1",
     "lock_timeout": "2s",
     "statement_timeout": "5s",
     "idle_in_transaction_session_timeout": "10s",
@@ -206,6 +209,8 @@ async def retried(operation: Callable[[], Awaitable[T]]) -> T:
     """
     try:
         return await operation()
+    except LockTimeoutError as error:  # no row that two want, which the caller knows better: a table is held
+        raise unavailable("The database is busy with maintenance.") from error
     except TransientError as error:
         log.warning("db.retry", reason=error.reason)
         metrics.db_retries_total.labels(error.reason).inc()
@@ -220,6 +225,8 @@ async def retried(operation: Callable[[], Awaitable[T]]) -> T:
         ):
             with attempt:
                 return await operation()
+    except LockTimeoutError as error:
+        raise unavailable("The database is busy with maintenance.") from error
     except TransientError as error:
         log.error("db.unavailable", reason=error.reason)
         raise unavailable(
@@ -233,6 +240,8 @@ def translate(error: Exception) -> Exception:
     match error:
         case asyncpg.PostgresError() if error.sqlstate == REFUSED:
             return Refused(str(error.args[0]), orjson.loads(error.detail or "{}"))
+        case asyncpg.CheckViolationError() if error.constraint_name is None:
+            return unavailable("There is no partition for now yet.", retry_after_seconds=10)
         case asyncpg.CheckViolationError():
             return Refused(error.constraint_name or "", {})
         case asyncpg.LockNotAvailableError():

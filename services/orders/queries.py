@@ -18,23 +18,29 @@ MONTHS_PER_PAGE_MAX: Final = 24  # what one list request may walk; beyond that t
 MONTH_ROWS_WARNING: Final = 1_000_000  # DESIGN: past that a month is watched
 
 # The row comparison alone prunes no partition, hence created_at <= before_at. Index: (user_id, created_at, order_id) or
-# (user_id, status, created_at, order_id), read in order over at most 24 months, until the page is full.
+# (user_id, status, created_at, order_id), read in order over at most 24 months until the page is full; then the primary
+# key of order_events, one partition an order (its bounds keep the other months' partitions out of the plan's start).
 _LIST = """
 SELECT o.order_id, e.version, e.event_id, e.type, e.data::text AS data, e.actor, e.occurred_at
 FROM (
     SELECT order_id, created_at, shard FROM orders.orders
     WHERE user_id = :user_id {status} AND created_at >= :from_at AND created_at <= :before_at
       AND (created_at, order_id) < (:before_at, :before_id)
-    ORDER BY created_at DESC, order_id DESC LIMIT :limit
+    ORDER BY {order} created_at DESC, order_id DESC LIMIT :limit
 ) o
 CROSS JOIN LATERAL (
     SELECT * FROM orders.order_events e
     WHERE e.order_id = o.order_id AND e.created_at = o.created_at AND e.shard = o.shard
+      AND e.created_at >= :from_at AND e.created_at <= :before_at
     ORDER BY e.version
 ) e
 """
-LIST_ORDERS = statement("list_orders", _LIST.format(status=""))
-LIST_ORDERS_BY_STATUS = statement("list_orders_by_status", _LIST.format(status="AND status = :status"))
+LIST_ORDERS = statement("list_orders", _LIST.format(status="", order=""))
+# A range of one status, not an equality: a generic plan takes both indexes to find one row and would choose the one
+# without status, which walks all the orders of a buyer who has very many. Only the other one has this order.
+LIST_ORDERS_BY_STATUS = statement(
+    "list_orders_by_status", _LIST.format(status="AND status >= :status AND status <= :status", order="status,")
+)
 
 # Index: primary key.
 GET_INVENTORY = statement(

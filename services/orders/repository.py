@@ -104,23 +104,25 @@ WITH gate AS (
            END AS refused
     FROM lines
     HAVING count(*) > 0
-), demand AS MATERIALIZED (
-    SELECT product_id, min(product_text) AS product_text, sum(quantity) AS quantity
-    FROM lines CROSS JOIN priced
-    WHERE NOT refused
-    GROUP BY product_id
 ), stock AS MATERIALIZED (
-    SELECT i.product_id, d.quantity, i.on_hand - i.reserved - d.quantity AS remaining
-    FROM demand d JOIN orders.inventory i ON i.product_id = d.product_id
-    ORDER BY i.product_id
-    FOR NO KEY UPDATE OF i
+    SELECT d.product_id, d.product_text, d.quantity, i.on_hand - i.reserved - d.quantity AS remaining
+    FROM (
+        SELECT product_id, min(product_text) AS product_text, sum(quantity) AS quantity
+        FROM lines CROSS JOIN priced
+        WHERE NOT refused
+        GROUP BY product_id
+        ORDER BY product_id
+    ) d
+    LEFT JOIN LATERAL (
+        SELECT on_hand, reserved FROM orders.inventory i WHERE i.product_id = d.product_id FOR NO KEY UPDATE
+    ) i ON TRUE
 ), reservable AS MATERIALIZED (
     SELECT CASE
                WHEN bool_or(remaining IS NULL OR remaining < 0) THEN orders.refuse('out_of_stock', jsonb_build_object(
                    'product_ids', jsonb_agg(product_text) FILTER (WHERE remaining IS NULL OR remaining < 0)))
                ELSE FALSE
            END AS refused
-    FROM demand LEFT JOIN stock USING (product_id)
+    FROM stock
     HAVING count(*) > 0
 ), reserved AS (
     UPDATE orders.inventory i SET reserved = i.reserved + s.quantity, version = i.version + 1
@@ -186,7 +188,7 @@ WHERE k.shard = :shard AND k.subject = :subject AND k.key = :key
 
 ALL_EVENTS: Final = 2**31 - 1  # as a limit
 
-# Primary keys of orders and order_events; one partition of each. One row an event, one row of NULLs when there is none.
+# Primary keys of orders (or its index on created_at, order_id) and order_events; one partition of each. One row an event, one row of NULLs when there is none.
 GET_EVENTS = statement(
     "get_events",
     """
@@ -194,7 +196,7 @@ SELECT o.version AS order_version, e.version, e.event_id, e.type, e.data::text A
 FROM orders.orders o
 LEFT JOIN LATERAL (
     SELECT * FROM orders.order_events e
-    WHERE e.order_id = o.order_id AND e.created_at = o.created_at AND e.shard = o.shard AND e.version > :after_version
+    WHERE e.order_id = :order_id AND e.created_at = :created_at AND e.shard = :shard AND e.version > :after_version
     ORDER BY e.version LIMIT :limit
 ) e ON TRUE
 WHERE o.order_id = :order_id AND o.created_at = :created_at AND o.shard = :shard
@@ -240,11 +242,14 @@ WITH changed AS (
         AS l (line_no, shipped_quantity, returned_quantity)
     WHERE i.order_id = :order_id AND i.created_at = :created_at AND i.shard = :shard AND i.line_no = l.line_no
 ), stock AS MATERIALIZED (
-    SELECT i.product_id, d.on_hand, d.reserved
-    FROM unnest(:product_ids, :on_hand_deltas, :reserved_deltas) AS d (product_id, on_hand, reserved)
-    JOIN orders.inventory i ON i.product_id = d.product_id
-    ORDER BY i.product_id
-    FOR NO KEY UPDATE OF i
+    SELECT d.product_id, d.on_hand, d.reserved
+    FROM (
+        SELECT * FROM unnest(:product_ids, :on_hand_deltas, :reserved_deltas) AS d (product_id, on_hand, reserved)
+        ORDER BY product_id
+    ) d
+    CROSS JOIN LATERAL (
+        SELECT FROM orders.inventory i WHERE i.product_id = d.product_id FOR NO KEY UPDATE
+    ) i
 ), moved AS (
     UPDATE orders.inventory i
     SET on_hand = i.on_hand + s.on_hand, reserved = i.reserved + s.reserved, version = i.version + 1
