@@ -127,10 +127,13 @@ class Shop:
 
 @asynccontextmanager
 async def opened_shop(
-    settings: OrdersSettings, issuer_home: Path, owner: "asyncpg.Connection[asyncpg.Record]"
+    settings: OrdersSettings,
+    issuer_home: Path,
+    owner: "asyncpg.Connection[asyncpg.Record]",
+    now: clock.Clock = clock.now,
 ) -> AsyncIterator[Shop]:
-    """orders-api with these settings, from its start to its end."""
-    observed = api.create_app(settings)
+    """orders-api with these settings and this clock, from its start to its end."""
+    observed = api.create_app(settings, now)
     app = observed.app  # type: ignore[attr-defined] # the FastAPI application inside
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app=observed, raise_app_exceptions=False)

@@ -1,0 +1,211 @@
+"""The schema: up and down, no drift from the tables in code, append-only events, and who may do what."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from datetime import date
+from typing import TYPE_CHECKING
+
+import asyncpg
+import pytest
+import sqlalchemy as sa
+from alembic import command
+from sqlalchemy.dialects import postgresql
+
+from services.catalog import tables as catalog
+from services.cli import migrate
+from services.common import clock, ids
+from services.embedded.supervisor import Stack
+from services.orders import tables as orders
+from tests.conftest import AsRole, with_database
+
+if TYPE_CHECKING:
+    Connection = asyncpg.Connection[asyncpg.Record]
+
+PARTITIONED = ("orders", "order_items", "order_events")
+DENIED = asyncpg.InsufficientPrivilegeError
+REFUSED = asyncpg.RestrictViolationError
+
+
+@pytest.fixture
+async def empty_url(stack: Stack) -> AsyncIterator[str]:
+    """A database without a schema."""
+    name = f"empty_{secrets.token_hex(6)}"
+    owner = await asyncpg.connect(stack.addresses.postgres)
+    await owner.execute(f"CREATE DATABASE {name}")
+    yield with_database(stack.addresses.postgres, name)
+    await owner.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    await owner.close()
+
+
+async def test_up_down_and_up_again_leaves_no_drift(empty_url: str) -> None:
+    configuration = migrate.configuration(empty_url)
+    await asyncio.to_thread(migrate.upgrade, empty_url)
+    connection = await asyncpg.connect(empty_url)
+    await connection.execute("SELECT orders.create_month('2026-11-01'), orders.create_month('2026-12-01')")
+    await asyncio.to_thread(command.check, configuration)  # raises on any difference; partitions are out of sight
+    await asyncio.to_thread(command.downgrade, configuration, "base")
+    left = await connection.fetchval("SELECT count(*) FROM pg_namespace WHERE nspname IN ('orders', 'catalog')")
+    assert left == 0
+    await asyncio.to_thread(migrate.upgrade, empty_url)
+    await asyncio.to_thread(command.check, configuration)
+    await connection.close()
+
+
+async def test_two_migrations_at_once_do_what_one_does(empty_url: str) -> None:
+    process = "import sys; from services.cli import migrate; migrate.upgrade(sys.argv[1])"
+    running = [await asyncio.create_subprocess_exec("python", "-c", process, empty_url) for _ in range(2)]
+    assert [await process.wait() for process in running] == [0, 0]
+
+
+async def test_checks_in_the_database_are_those_in_code(owner: "Connection") -> None:
+    # Autogenerate does not compare CHECK constraints.
+    found = {
+        (row["schema"], row["table"], row["name"])
+        for row in await owner.fetch(
+            "SELECT n.nspname AS schema, c.relname AS table, k.conname AS name FROM pg_constraint k"
+            " JOIN pg_class c ON c.oid = k.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace"
+            " WHERE k.contype = 'c' AND NOT c.relispartition AND n.nspname IN ('orders', 'catalog')"
+        )
+    }
+    preparer = postgresql.dialect().identifier_preparer  # type: ignore[no-untyped-call] # SQLAlchemy has no types here
+    declared = {
+        (table.schema, table.name, preparer.format_constraint(constraint))
+        for metadata in (orders.metadata, catalog.metadata)
+        for table in metadata.tables.values()
+        for constraint in table.constraints
+        if isinstance(constraint, sa.CheckConstraint)
+    }
+    assert found == declared
+
+
+async def plant_event(owner: "Connection") -> None:
+    """An event in this month and one in the next."""
+    now = clock.now()
+    for at in (now, clock.add_months(clock.month_of(now), 1)):
+        await owner.execute(
+            "INSERT INTO orders.order_events (order_id, created_at, shard, version, event_id, type, data, actor,"
+            " occurred_at) VALUES ($1, $2, $3, 1, $4, 'order.placed', '{}', 'process:test', $2)",
+            *(*ids.new_order_key(ids.new_id(now), at), ids.new_id(at)),
+        )
+
+
+async def event_tables(owner: "Connection") -> list[str]:
+    """The parent and every partition, a month made only now among them."""
+    await owner.execute("SELECT orders.create_month((now() + interval '4 months')::date)")
+    partitions = await owner.fetch("SELECT partition FROM orders.months WHERE parent = 'order_events'")
+    assert len(partitions) >= 5
+    return ["order_events", *(row["partition"] for row in partitions)]
+
+
+async def test_not_even_the_owner_changes_or_removes_an_event_in_any_partition(owner: "Connection") -> None:
+    await plant_event(owner)
+    filled = await owner.fetch("SELECT DISTINCT tableoid::regclass::text AS name FROM orders.order_events")
+    assert len(filled) == 2
+    for table in (row["name"] for row in filled):
+        with pytest.raises(REFUSED, match="append-only: UPDATE"):
+            await owner.execute(f"UPDATE {table} SET type = 'x'")  # noqa: S608 # a name from the catalogue
+        with pytest.raises(REFUSED, match="append-only: DELETE"):
+            await owner.execute(f"DELETE FROM {table}")  # noqa: S608
+    for table in await event_tables(owner):
+        with pytest.raises(REFUSED, match="append-only: TRUNCATE"):
+            await owner.execute(f"TRUNCATE orders.{table}")
+
+
+@pytest.mark.parametrize("role", ["orders_api", "orders_maintenance", "outbox_relay", "orders_inspect"])
+async def test_no_process_may_touch_a_partition_or_change_an_event(
+    owner: "Connection", as_role: AsRole, role: str
+) -> None:
+    await plant_event(owner)
+    connection = await asyncpg.connect(as_role(role))
+    tables = await event_tables(owner)
+    for table in tables:
+        for statement in ("UPDATE orders.{} SET type = 'x'", "DELETE FROM orders.{}", "TRUNCATE orders.{}"):
+            with pytest.raises(DENIED):
+                await connection.execute(statement.format(table))
+    if role != "orders_inspect":
+        for table in tables[1:]:
+            with pytest.raises(DENIED):
+                await connection.execute(f"SELECT * FROM orders.{table}")  # noqa: S608
+    await connection.close()
+
+
+# Everything a process may do to a table; what is not here is refused.
+GRANTS = {
+    ("orders_api", "idempotency_keys"): {"SELECT", "INSERT"},
+    ("orders_api", "inventory"): {"SELECT", "UPDATE"},
+    ("orders_api", "months"): {"SELECT"},
+    ("orders_api", "order_events"): {"SELECT", "INSERT"},
+    ("orders_api", "order_items"): {"SELECT", "INSERT", "UPDATE"},
+    ("orders_api", "orders"): {"SELECT", "INSERT", "UPDATE"},
+    ("orders_api", "outbox"): {"INSERT"},
+    ("orders_api", "products"): {"SELECT"},
+    ("orders_maintenance", "idempotency_keys"): {"SELECT", "DELETE"},
+    ("orders_maintenance", "months"): {"SELECT"},
+    ("outbox_relay", "order_events"): {"SELECT"},
+    ("outbox_relay", "outbox"): {"SELECT", "DELETE"},
+}
+
+
+async def test_grants_are_those_written_here(owner: "Connection") -> None:
+    rows = await owner.fetch(
+        "SELECT a.grantee::regrole::text AS role, c.relname AS table, a.privilege_type AS privilege"
+        " FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace CROSS JOIN LATERAL aclexplode(c.relacl) a"
+        " WHERE n.nspname IN ('orders', 'catalog') AND a.grantee <> c.relowner"
+    )
+    found: dict[tuple[str, str], set[str]] = {}
+    for row in rows:
+        found.setdefault((row["role"], row["table"]), set()).add(row["privilege"])
+    assert found == GRANTS
+
+
+async def test_a_month_is_made_once_and_is_like_its_siblings(owner: "Connection") -> None:
+    month = date(2031, 5, 17)
+    assert await owner.fetchval("SELECT orders.create_month($1)", month)
+    assert not await owner.fetchval("SELECT orders.create_month($1)", month)
+    for parent in PARTITIONED:
+        indexes = await owner.fetch(
+            "SELECT tablename, count(*) AS n FROM pg_indexes WHERE tablename ~ $1 GROUP BY tablename",
+            rf"^{parent}_\d{{4}}_\d\d$",
+        )
+        assert len({row["n"] for row in indexes}) == 1
+        checks = await owner.fetchval(
+            "SELECT count(*) FROM pg_constraint WHERE conrelid = $1::text::regclass AND conname = 'month'",
+            f"orders.{parent}_2031_05",
+        )
+        assert checks == 0  # it was only there so that ATTACH need not scan
+
+
+async def test_rows_go_to_their_month_to_the_millisecond(owner: "Connection") -> None:
+    first = clock.month_of(clock.now())
+    for ms, month in ((-1, clock.add_months(first, -1)), (0, first), (1, first)):
+        at = clock.from_ms(clock.to_ms(first) + ms)
+        key = ids.new_order_key(ids.new_id(at), at)
+        await owner.execute(
+            "INSERT INTO orders.order_events (order_id, created_at, shard, version, event_id, type, data, actor,"
+            " occurred_at) VALUES ($1, $2, $3, 1, $4, 'order.placed', '{}', 'process:test', $2)",
+            *(*key, ids.new_id(at)),
+        )
+        table = await owner.fetchval(
+            "SELECT tableoid::regclass::text FROM orders.order_events WHERE order_id = $1", key.order_id
+        )
+        assert table == f"orders.order_events_{month:%Y_%m}"
+
+
+@pytest.mark.parametrize("wrong", ["version", "time", "shard"])
+async def test_an_id_that_does_not_carry_its_month_and_shard_is_refused(owner: "Connection", wrong: str) -> None:
+    now = clock.now()
+    key = ids.new_order_key(ids.new_id(now), now)
+    order_id, created_at, shard = key
+    if wrong == "version":
+        order_id = type(order_id)(int=order_id.int & ~(0xF << 76) | 4 << 76)
+    elif wrong == "time":
+        created_at = clock.from_ms(clock.to_ms(now) - 1)
+    else:
+        shard = (shard + 1) % 4096
+    with pytest.raises(asyncpg.CheckViolationError):
+        await owner.execute(
+            "INSERT INTO orders.order_events (order_id, created_at, shard, version, event_id, type, data, actor,"
+            " occurred_at) VALUES ($1, $2, $3, 1, $4, 'order.placed', '{}', 'process:test', $2)",
+            *(order_id, created_at, shard, ids.new_id(now)),
+        )
