@@ -42,6 +42,9 @@ fmt: setup ## format, and mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+openapi: setup ## write docs/openapi.json, the API as the code describes it
+	$(BIN)/python -m services.cli.openapi
+
 lock: setup ## resolve the dependencies anew into requirements.lock (needs uv)
 	uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --no-annotate --extra dev \
 		--python-version 3.11 pyproject.toml -o requirements.lock

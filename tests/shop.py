@@ -134,7 +134,7 @@ async def opened_shop(
 ) -> AsyncIterator[Shop]:
     """orders-api with these settings and this clock, from its start to its end."""
     observed = api.create_app(settings, now)
-    app = observed.app  # type: ignore[attr-defined] # the FastAPI application inside
+    app = observed.fastapi
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app=observed, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://orders") as client:

@@ -2,7 +2,7 @@
 
 import typer
 
-from services.cli import demo, migrate, tail, token, up
+from services.cli import demo, migrate, partitions, rebuild, seed, tail, token, up, verify
 
 app = typer.Typer(
     name="orders",
@@ -14,5 +14,9 @@ app = typer.Typer(
 app.command("up")(up.up)
 app.command("demo")(demo.demo)
 app.command("migrate")(migrate.migrate)
+app.command("seed")(seed.seed)
+app.command("verify")(verify.verify)
+app.command("rebuild")(rebuild.rebuild)
+app.command("partitions")(partitions.partitions)
 app.command("token")(token.token)
 app.command("tail")(tail.tail)

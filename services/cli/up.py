@@ -16,9 +16,11 @@ from services.common import ids, log
 from services.embedded.errors import StackError
 from services.embedded.settings import StackSettings
 from services.embedded.supervisor import Stack, stop_on_signals
+from services.orders import seed
 
 FIRST_PRODUCTS = 100
 FIRST_STOCK = 10_000
+FIRST_SEED = 0  # so that `orders seed`, which begins with 1, finds its own not loaded
 
 console = Console(stderr=True)
 
@@ -48,19 +50,19 @@ async def prepare(stack: Stack) -> None:
     """The schema is there, and something to sell."""
     url = stack.addresses.postgres
     await asyncio.to_thread(migrate.upgrade, url, role_password=stack.addresses.role_password)
-    connection = await asyncpg.connect(url)
-    try:
-        if await connection.fetchval("SELECT count(*) = 0 FROM orders.products"):
-            await connection.execute("insert into orders.products select ('01900000-0000-7000-8000-'||lpad(to_hex(i),12,'0'))::uuid,'Product '||i,1000+i,'USD',true,1 from generate_series(1,100) i;insert into orders.inventory select product_id,1000000,0,1 from orders.products;")
-    finally:
-        await connection.close()
+    if await any_product(url) is None:
+        await seed.seed(url, products=FIRST_PRODUCTS, stock=FIRST_STOCK, orders=0, months=1, seed=FIRST_SEED)
 
 
-async def any_product(url: str) -> str:
-    """The ULID of a product that is for sale."""
+async def any_product(url: str) -> str | None:
+    """The ULID of a product that is for sale, None when there is none."""
     connection = await asyncpg.connect(url)
     try:
-        return ids.to_text(await connection.fetchval("SELECT product_id FROM orders.products WHERE active ORDER BY product_id LIMIT 1"))
+        found = await connection.fetchval(
+            "SELECT product_id FROM orders.products JOIN orders.inventory USING (product_id)"
+            " WHERE active AND on_hand > reserved ORDER BY product_id LIMIT 1"
+        )
+        return None if found is None else ids.to_text(found)
     finally:
         await connection.close()
 

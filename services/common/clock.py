@@ -25,8 +25,8 @@ def to_ms(at: datetime) -> int:
 
 
 def to_text(at: datetime) -> str:
-    """RFC 3339 with milliseconds and Z, the one form on the wire: 2026-11-22T18:16:50.123Z."""
-    return at.strftime("%Y-%m-%dT%H:%M:%S.") + f"{at.microsecond // 1000:03d}Z"
+    """RFC 3339 with milliseconds and Z, the one form on the wire (2026-11-22T18:16:50.123Z), of an instant in UTC."""
+    return at.isoformat(timespec="milliseconds")[:-6] + "Z"  # for +00:00
 
 
 def month_of(at: datetime) -> datetime:

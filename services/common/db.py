@@ -7,7 +7,8 @@ the layers above know: `Refused`, `LockTimeoutError`, or `TransientError`, which
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NewType, TypeVar
 
 import asyncpg
@@ -33,9 +34,9 @@ log = structlog.get_logger()
 
 REFUSED: Final = "RF001"  # SQLSTATE of the SQL function `refuse`: the message is the code, the detail a JSON object
 
-# Belts for a session that something leaves open, and the plans these statements want. On a partitioned parent custom plans
-# cost 2 to 10 times the statement itself. Every statement of a process has its index: reading a table from end to end
-# only looks cheap while the table is small, and what the planner has once chosen generically it keeps.
+# Belts for a session that something leaves open, and the plans these statements want. On a partitioned parent custom
+# plans cost 2 to 10 times the statement itself. Every statement of a process has its index: reading a table from end to
+# end only looks cheap while the table is small, and what the planner has once chosen generically it keeps.
 SESSION: Final[Mapping[str, str]] = {
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
@@ -61,6 +62,7 @@ _CONNECTION_LOST = (
     OSError,
     TimeoutError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # a connection asked between the server's last words and its end
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,  # shut down, crashed, starting up, cancelled by statement_timeout
     asyncpg.InsufficientResourcesError,  # too many connections, out of memory, disk full
@@ -99,6 +101,8 @@ class Statement:
         try:
             return await connection.fetch(self.sql, *arguments)
         except (asyncpg.PostgresError, *_CONNECTION_LOST) as error:
+            if isinstance(error, asyncpg.InternalClientError):
+                discard(connection)  # nobody knows its state: the pool must not give it to the next
             metrics.db_errors_total.labels(self.name, getattr(error, "sqlstate", None) or "connection").inc()
             raise translate(error) from error
         finally:
@@ -106,11 +110,6 @@ class Statement:
             self._observe(elapsed)
             if (timings := metrics.request_timings.get()) is not None:
                 timings.db += elapsed
-
-    async def row(self, connection: ReadConnection, **values: object) -> asyncpg.Record | None:
-        """The first row or None, in one round trip."""
-        rows = await self.rows(connection, **values)
-        return rows[0] if rows else None
 
 
 class Database:
@@ -121,6 +120,7 @@ class Database:
         self._settings = {**SESSION, "application_name": application_name}
         self._size_max, self._size_min = size_max, size_min
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+        self._taken = 0  # connections out, and callers that wait for one
 
     async def open(self) -> None:
         """Connections can be taken afterwards. Raises TransientError when the server does not answer."""
@@ -153,28 +153,26 @@ class Database:
             except TimeoutError:
                 pool.terminate()
 
-    @asynccontextmanager
-    async def read(self) -> AsyncIterator[ReadConnection]:
-        """A connection for single statements that only read; each is its own transaction."""
-        connection = await self._acquire()
+    async def rows(self, statement: Statement, **values: object) -> list[Row]:
+        """All rows of `statement`, which is its own transaction (READ COMMITTED): one round trip."""
+        connection = await self.acquire()
         try:
-            yield connection
+            return await statement.rows(connection, **values)
         finally:
-            await self._release(connection)
+            await self.release(connection)
 
-    @asynccontextmanager
-    async def write(self) -> AsyncIterator[WriteConnection]:
-        """A connection for one writing statement, which is its own transaction (READ COMMITTED)."""
-        connection = await self._acquire()
-        try:
-            yield WriteConnection(connection)
-        finally:
-            await self._release(connection)
+    async def read(self, statement: Statement, **values: object) -> list[Row]:
+        """As `rows`, for a statement that only reads: when it fails in passing it is run again, up to a second."""
+        return await retried(partial(self.rows, statement, **values))
+
+    def session(self) -> "_Session":
+        """`async with` it for one connection for several statements, each of them a transaction."""
+        return _Session(self)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[WriteConnection]:
         """A READ COMMITTED transaction: committed when the block ends, rolled back when it raises."""
-        async with self.write() as connection:
+        async with self.session() as connection:
             transaction = connection.transaction()
             try:
                 async with transaction:
@@ -182,13 +180,20 @@ class Database:
             except (asyncpg.PostgresError, *_CONNECTION_LOST) as error:  # BEGIN or COMMIT; statements translate theirs
                 raise translate(error) from error
 
-    async def _acquire(self) -> ReadConnection:
+    async def acquire(self) -> WriteConnection:
+        """A connection, to be given back with `release`. TransientError when there is none in time."""
         if self._pool is None:
             raise TransientError("not connected")
         started = time.perf_counter()
+        # The time-out costs as much as the rest, and is needed only by those who may have to wait.
+        timeout = None if self._taken < self._size_max else ACQUIRE_TIMEOUT_SECONDS
+        self._taken += 1
         try:
-            return ReadConnection(await self._pool.acquire(timeout=ACQUIRE_TIMEOUT_SECONDS))
-        except (asyncpg.PostgresError, *_CONNECTION_LOST) as error:
+            return WriteConnection(ReadConnection(await self._pool.acquire(timeout=timeout)))
+        except BaseException as error:
+            self._taken -= 1
+            if not isinstance(error, (asyncpg.PostgresError, *_CONNECTION_LOST)):
+                raise
             metrics.db_errors_total.labels("connect", getattr(error, "sqlstate", None) or "connection").inc()
             raise translate(error) from error
         finally:
@@ -197,9 +202,31 @@ class Database:
             if (timings := metrics.request_timings.get()) is not None:
                 timings.pool += elapsed
 
-    async def _release(self, connection: ReadConnection) -> None:
+    async def release(self, connection: WriteConnection) -> None:
+        """The connection is there for others."""
+        self._taken -= 1
         if self._pool is not None:
             await self._pool.release(connection)
+
+
+class _Session:
+    """A connection for the time of an `async with`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def __aenter__(self) -> WriteConnection:
+        self._connection = await self._database.acquire()
+        return self._connection
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._database.release(self._connection)
+
+
+def discard(connection: ReadConnection) -> None:
+    """The connection ends now, and its session with it; the pool makes another when one is wanted."""
+    with suppress(asyncpg.InterfaceError):  # it has ended by itself
+        connection.terminate()
 
 
 async def retried(operation: Callable[[], Awaitable[T]]) -> T:

@@ -12,14 +12,16 @@ from functools import lru_cache
 from typing import NamedTuple
 from uuid import UUID
 
-from ulid import ULID
-
 from services.common import clock
 from services.common.errors import not_found
 
 SHARDS = 4096  # 12 bits, the width of rand_a in a UUIDv7
 CLOCK_SKEW = timedelta(seconds=10)  # an order made by a host whose clock is ahead can be read on one whose is not
 
+_CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_PAIRS = [first + second for first in _CROCKFORD for second in _CROCKFORD]
+_SHIFTS = range(120, -1, -10)
+_FROM_CROCKFORD = str.maketrans(_CROCKFORD, "0123456789ABCDEFGHIJKLMNOPQRSTUV")  # to that of int(…, 32)
 _ULID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}\Z")  # Crockford's base32, no more than 128 bits
 
 
@@ -77,15 +79,17 @@ def order_key_in_path(text: str, *, first: datetime, now: datetime) -> OrderKey:
 
 def to_text(value: UUID) -> str:
     """The ULID text (26 characters, upper case) of an id."""
-    return str(ULID.from_bytes(value.bytes))
+    # As python-ulid does, in a third of its time: 128 bits behind two zero bits, ten at a time.
+    bits = value.int
+    return "".join([_PAIRS[bits >> shift & 0x3FF] for shift in _SHIFTS])
 
 
 def from_text(text: str) -> UUID:
     """The id a ULID text names; lower case is accepted. ValueError when it is malformed or over 128 bits."""
     upper = text.upper()
-    if not _ULID.match(upper):
+    if not (text.isascii() and _ULID.match(upper)):  # the upper case of some other letters is ASCII
         raise ValueError(f"not a ULID: {text[:40]!r}")
-    return UUID(bytes=ULID.from_str(upper).bytes)
+    return UUID(int=int(upper.translate(_FROM_CROCKFORD), 32))
 
 
 def _uuid7(at: datetime, rand_a: int) -> UUID:

@@ -2,15 +2,22 @@
 
 import logging
 import sys
+from collections.abc import Mapping
+from contextvars import ContextVar
+from types import MappingProxyType
 
 import orjson
 import structlog
+
+# What every line of a request carries. One variable set once: binding each by structlog costs several microseconds.
+request_context: ContextVar[Mapping[str, str]] = ContextVar("request_context", default=MappingProxyType({}))
 
 
 def configure(process: str, level: str = "INFO") -> None:
     """Route structlog and the standard library's logging to JSON lines that carry `process`."""
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
+        _merge_request,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.StackInfoRenderer(),
@@ -36,6 +43,12 @@ def configure(process: str, level: str = "INFO") -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING if level == "INFO" else level)
+
+
+def _merge_request(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    for name, value in request_context.get().items():
+        event.setdefault(name, value)
+    return event
 
 
 def _dumps(value: object, **_: object) -> str:

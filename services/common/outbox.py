@@ -20,6 +20,13 @@ log = structlog.get_logger()
 outbox_wakes_total = Counter("outbox_wakes_total", "PUBLISH to the relay, by result", ["result"])
 
 
+async def _ended(task: asyncio.Task[None]) -> None:
+    """`task` runs no more. redis-py swallows a cancellation that meets its own time-out, so one may not be enough."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=TIMEOUT_SECONDS)
+
+
 class Wake:
     """Tells the relays that rows wait. Calls never wait and never fail; many within one round trip become one."""
 
@@ -45,8 +52,7 @@ class Wake:
     async def close(self) -> None:
         """Nothing runs and no connection is open afterwards."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await _ended(self._task)
         await self._redis.aclose()
 
     async def _run(self) -> None:
@@ -94,8 +100,7 @@ class Alarm:
     async def close(self) -> None:
         """Nothing runs and no connection is open afterwards."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await _ended(self._task)
         await self._redis.aclose()
 
     async def _run(self) -> None:

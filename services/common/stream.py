@@ -54,6 +54,7 @@ class Publisher:
             max_request_size=MESSAGE_BYTES_MAX,
             request_timeout_ms=REQUEST_TIMEOUT_MS,
         )
+        self._unsure = False  # whether messages were handed over of which nobody knows
 
     async def __aenter__(self) -> Self:
         """Connected. StreamError when no broker answers."""
@@ -66,10 +67,13 @@ class Publisher:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        if self._unsure:
+            await self._abandon()
         await self._stop()
 
     async def publish(self, topic: str, messages: Sequence[Message]) -> None:
         """All of `messages` are on Kafka, in order per key. StreamError when that is not known for all of them."""
+        self._unsure = True
         try:
             async with asyncio.timeout(PUBLISH_TIMEOUT_SECONDS):
                 sent = [
@@ -79,6 +83,19 @@ class Publisher:
                 await asyncio.gather(*sent)
         except (KafkaError, OSError, TimeoutError) as error:
             raise StreamError(repr(error)) from error
+        self._unsure = False
+
+    async def _abandon(self) -> None:
+        """It sends nothing more. Its own stop would first send what is left, for as long as the broker is away.
+
+        An idempotent producer tries for ever: one that is left alone comes back with its old messages long after the
+        next producer has sent them. aiokafka has no public way to drop them.
+        """
+        sending = self._producer._sender.sender_task
+        while sending is not None and not sending.done():
+            sending.cancel()  # once for itself, and once for each request that it waits for
+            await asyncio.wait([sending], timeout=0.1)
+        self._producer._message_accumulator.fail_all(KafkaError("abandoned"))
 
     async def _stop(self) -> None:
         try:

@@ -1,21 +1,21 @@
 """Process `orders-api`: takes, shows and advances orders over HTTP."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import structlog
 import uvicorn
 from fastapi import FastAPI
-from starlette.types import ASGIApp
 
 from services.common import clock, log, metrics
 from services.common.auth import TokenVerifier
 from services.common.db import Database, TransientError
-from services.common.http import Writes, build_app
+from services.common.http import Application, Writes, build_app
 from services.common.outbox import Wake
 from services.orders import queries
-from services.orders.endpoints import ROUTES, Context
+from services.orders.endpoints import ROUTES, SCOPES, Context
 from services.orders.settings import OrdersSettings
 
 PROCESS = "orders-api"
@@ -24,7 +24,7 @@ MONTHS_REFRESH_SECONDS = 5.0  # how soon ids of a month that was made just now a
 logger = structlog.get_logger()
 
 
-def create_app(settings: OrdersSettings, now: clock.Clock = clock.now) -> ASGIApp:
+def create_app(settings: OrdersSettings, now: clock.Clock = clock.now) -> Application:
     """The application; connections are opened by its lifespan."""
     verifier = TokenVerifier(settings.issuer_url, settings.audience)
 
@@ -60,6 +60,8 @@ def create_app(settings: OrdersSettings, now: clock.Clock = clock.now) -> ASGIAp
         title="Orders",
         description="Places, shows and advances orders. Amounts are integers in minor units of the order's currency.",
         routes=ROUTES,
+        scopes=SCOPES,
+        token_url=f"{settings.issuer_url.removesuffix('/')}/token",  # where the issuer for development has it
         verifier=verifier,
         lifespan=lifespan,
     )
@@ -85,13 +87,16 @@ def main() -> None:
     settings = OrdersSettings()
     log.configure(PROCESS, settings.log_level)
     metrics.serve(PROCESS, settings.host, settings.metrics_port)
+    app = create_app(settings)
+    gc.freeze()  # what is loaded now stays: no need to look at it again and again
     uvicorn.run(
-        create_app(settings),
+        app,
         host=settings.host,
         port=settings.port,
         log_config=None,
         access_log=False,
         server_header=False,
         date_header=False,
+        proxy_headers=False,
         timeout_graceful_shutdown=10,
     )

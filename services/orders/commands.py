@@ -3,7 +3,7 @@
 A caller may repeat any of these with the same key: they are run again on a new connection when one is lost.
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -152,9 +152,8 @@ async def place_order(
     }
 
     async def once() -> Outcome:
-        async with database.write() as connection:
-            row = await _judged(PLACE.row(connection, **values))
-        if row is None:
+        rows = await _judged(database.rows(PLACE, **values))
+        if not rows:
             return await _replayed(database, order_key.shard, key)
         event = Event(
             event_id=ids.to_text(event_id),
@@ -163,7 +162,7 @@ async def place_order(
             type=EventType.PLACED,
             occurred_at=clock.to_text(now),
             actor=placement.actor,
-            data=orjson.loads(row["data"]),
+            data=orjson.loads(rows[0]["data"]),
         )
         return Outcome(apply(None, event), replayed=False)
 
@@ -197,8 +196,8 @@ async def command_order(
 
     async def once() -> Outcome:
         async with database.transaction() as connection:
-            row = await _judged(
-                LOCK.row(
+            rows = await _judged(
+                LOCK.rows(
                     connection,
                     **by_id,
                     **owner,
@@ -209,11 +208,11 @@ async def command_order(
                     occurred_at=now,
                 )
             )
-            if row is not None:
-                _check_version(row["version"], if_match)
+            if rows:
+                _check_version(rows[0]["version"], if_match)
                 # Read only now, in a snapshot taken after the lock was granted.
-                rows = await GET_EVENTS.rows(connection, **by_id, **owner, after_version=0, limit=ALL_EVENTS)
-                before = fold(events_from(rows, ids.to_text(order_key.order_id)))
+                events = await GET_EVENTS.rows(connection, **by_id, **owner, after_version=0, limit=ALL_EVENTS)
+                before = fold(events_from(events, ids.to_text(order_key.order_id)))
                 event = _decide(before, command, details, event_id=event_id, actor=caller.actor, now=now)
                 order = apply(before, event)
                 await _judged(ADVANCE.rows(connection, **_advanced(before, order, event, event_id, traceparent, now)))
@@ -298,7 +297,7 @@ def _advanced(
     }
 
 
-async def _judged(statement: Any) -> Any:
+async def _judged(statement: Awaitable[list[Row]]) -> list[Row]:
     """The statement's rows, or the refusal that its error means."""
     try:
         return await statement
@@ -324,8 +323,7 @@ async def _judged(statement: Any) -> Any:
 
 async def _replayed(database: Database, shard: int, key: Key, *, missing: DomainError | None = None) -> Outcome:
     """The answer first given to `key`. 422 `key_reused`; `missing` when the key is not known after all."""
-    async with database.read() as connection:
-        rows: list[Row] = await REPLAY.rows(connection, shard=shard, subject=key.subject, key=key.key)
+    rows = await database.rows(REPLAY, shard=shard, subject=key.subject, key=key.key)
     if not rows:
         if missing is not None:
             raise missing
@@ -342,21 +340,18 @@ async def create_months(database: Database, current: datetime, months_ahead: int
 
     One transaction a month. LockTimeoutError when a lock is not granted within 2 s: what is made stays, run it again.
     """
-    made = []
-    for month in (clock.add_months(current, ahead) for ahead in range(months_ahead + 1)):
-        async with database.write() as connection:
-            row = await CREATE_MONTH.row(connection, month=month.date())
-        if row is not None and row["made"]:
-            made.append(month)
-    return made
+    return [
+        month
+        for month in (clock.add_months(current, ahead) for ahead in range(months_ahead + 1))
+        if (await database.rows(CREATE_MONTH, month=month.date()))[0]["made"]
+    ]
 
 
 async def delete_keys(database: Database, *, older_than: datetime) -> int:
     """No idempotency key is older; gives how many were deleted. A transaction a batch, so that no lock is held long."""
     deleted = 0
     while True:
-        async with database.write() as connection:
-            rows = await DELETE_KEYS.rows(connection, older_than=older_than)
+        rows = await database.rows(DELETE_KEYS, older_than=older_than)
         deleted += len(rows)
         if len(rows) < DELETE_KEYS_BATCH:
             return deleted

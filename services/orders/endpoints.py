@@ -9,15 +9,27 @@ from typing import Any, Final
 from uuid import UUID
 
 from fastapi import Request, Response
+from pydantic import BaseModel
 
-from services.common import clock, http, ids
+from services.common import clock, http, ids, openapi
 from services.common.auth import Claims
 from services.common.clock import Clock
 from services.common.db import Database, TransientError
 from services.common.errors import DomainError, not_found, unavailable
-from services.common.http import AnyOf, JsonResponse, Public, Route, Writes, read_json, validated
+from services.common.http import (
+    AnyOf,
+    JsonResponse,
+    Public,
+    Route,
+    Writes,
+    parameters,
+    parsed_json,
+    read_body,
+    validated,
+)
 from services.common.idempotency import HEADER, key_from, request_hash
 from services.common.ids import OrderKey
+from services.common.openapi import IDEMPOTENCY_KEY, IF_MATCH, IF_NONE_MATCH, Operation
 from services.orders import commands, queries, schemas
 from services.orders.commands import Caller, Key, Line, Outcome, Placement
 from services.orders.domain import CancelReason, Command
@@ -28,6 +40,13 @@ READ_ANY: Final = "orders:read:any"
 WRITE: Final = "orders:write"
 PRICE: Final = "orders:price"
 FULFIL: Final = "orders:fulfil"
+SCOPES: Final = {
+    READ: "read one's own orders and their events",
+    READ_ANY: "read anybody's",
+    WRITE: "place orders and cancel one's own",
+    PRICE: "agree prices, add adjustments, and place orders for others",
+    FULFIL: "cancel, ship and deliver anybody's orders",
+}
 
 
 @dataclass(slots=True)
@@ -54,13 +73,11 @@ def context(request: Request) -> Context:
 async def place_order(request: Request, claims: Claims) -> Response:
     """POST /v1/orders."""
     at = context(request)
-    key = key_from(request.headers.get(HEADER))
-    content = await read_json(request)
+    key, content = await _key_and_content(request)
+    # Whether it is allowed comes before whether it is valid.
+    if PRICE not in claims.scopes and any(_member(content, name) is not None for name in ("adjustments", "user_id")):
+        raise _scope_missing("`adjustments` and `user_id`", PRICE)
     body = validated(schemas.PlaceOrderBody, content)
-    if PRICE not in claims.scopes and (body.adjustments is not None or body.user_id is not None):
-        raise DomainError(
-            "scope_missing", 403, f"`adjustments` and `user_id` need {PRICE}.", extra={"required": [PRICE]}
-        )
     if body.adjustments:
         raise DomainError("not_supported_yet", 422, "`adjustments` are not supported yet.")
     user_id = claims.user_id if body.user_id is None else UUID(body.user_id)
@@ -79,7 +96,7 @@ async def place_order(request: Request, claims: Claims) -> Response:
         commands.place_order(
             at.database,
             placement,
-            Key(claims.subject, key, request_hash("POST", request.url.path, content)),
+            Key(claims.subject, key, request_hash("POST", request.scope["path"], content)),
             now=at.now(),
             traceparent=request.state.traceparent,
             expires_after=at.expires_after,
@@ -91,7 +108,7 @@ async def place_order(request: Request, claims: Claims) -> Response:
 async def get_order(request: Request, claims: Claims) -> Response:
     """GET /v1/orders/{order_id}."""
     at = context(request)
-    query = validated(schemas.OrderQuery, dict(request.query_params))
+    query = parameters(schemas.OrderQuery, request)
     order = await queries.get_order(at.database, _order_key(request, at), _reader(claims))
     if query.min_version is not None and order.version < query.min_version:
         raise DomainError(
@@ -109,17 +126,18 @@ async def get_order(request: Request, claims: Claims) -> Response:
 async def list_orders(request: Request, claims: Claims) -> Response:
     """GET /v1/orders."""
     at = context(request)
-    query = validated(schemas.ListQuery, dict(request.query_params))
-    user_id = claims.user_id
-    if query.user_id is not None and query.user_id != str(user_id):
-        if READ_ANY not in claims.scopes:
-            raise _scope_missing("Other people's orders", READ_ANY)
-        user_id = UUID(query.user_id)
+    if READ_ANY not in claims.scopes and request.query_params.get("user_id", str(claims.user_id)) != str(
+        claims.user_id
+    ):
+        raise _scope_missing("Other people's orders", READ_ANY)
+    query = parameters(schemas.ListQuery, request)
+    user_id = claims.user_id if query.user_id is None else UUID(query.user_id)
     filters = hashlib.sha256(f"{user_id} {query.status} {query.created_from} {query.created_to}".encode()).digest()[:8]
+    latest = at.now() + ids.CLOCK_SKEW  # no order is later, so no month after it is walked
     before = (
         _position(query.cursor, filters)
         if query.cursor is not None
-        else Position(query.created_to or at.now() + ids.CLOCK_SKEW, UUID(int=0))
+        else Position(min(query.created_to or latest, latest), UUID(int=0))
     )
     page = await queries.list_orders(
         at.database,
@@ -136,7 +154,7 @@ async def list_orders(request: Request, claims: Claims) -> Response:
 async def get_events(request: Request, claims: Claims) -> Response:
     """GET /v1/orders/{order_id}/events."""
     at = context(request)
-    query = validated(schemas.EventsQuery, dict(request.query_params))
+    query = parameters(schemas.EventsQuery, request)
     version, events = await queries.get_events(
         at.database,
         _order_key(request, at),
@@ -151,12 +169,11 @@ async def get_events(request: Request, claims: Claims) -> Response:
 async def cancel_order(request: Request, claims: Claims) -> Response:
     """POST /v1/orders/{order_id}/cancel."""
     at = context(request)
-    key = key_from(request.headers.get(HEADER))
-    content = await read_json(request, empty={})
-    body = validated(schemas.CancelBody, content)
+    key, content = await _key_and_content(request, may_be_empty=True)
     staff = FULFIL in claims.scopes
-    if not staff and body.reason not in {None, CancelReason.CUSTOMER.value}:
+    if not staff and _member(content, "reason") in (CancelReason.OUT_OF_STOCK.value, CancelReason.STAFF.value):
         raise _scope_missing("That reason", FULFIL)
+    body = validated(schemas.CancelBody, content)
     reason = body.reason or (CancelReason.STAFF if staff else CancelReason.CUSTOMER).value
     return await _command(request, at, claims, Command.CANCEL, {"cancel_reason": reason}, key, content)
 
@@ -164,8 +181,7 @@ async def cancel_order(request: Request, claims: Claims) -> Response:
 async def ship_order(request: Request, claims: Claims) -> Response:
     """POST /v1/orders/{order_id}/ship."""
     at = context(request)
-    key = key_from(request.headers.get(HEADER))
-    content = await read_json(request, empty={})
+    key, content = await _key_and_content(request, may_be_empty=True)
     body = validated(schemas.ShipBody, content)
     if body.items is not None:
         raise DomainError("not_supported_yet", 422, "Partial shipments (`items`) are not supported yet.")
@@ -175,8 +191,7 @@ async def ship_order(request: Request, claims: Claims) -> Response:
 async def deliver_order(request: Request, claims: Claims) -> Response:
     """POST /v1/orders/{order_id}/deliver."""
     at = context(request)
-    key = key_from(request.headers.get(HEADER))
-    content = await read_json(request, empty={})
+    key, content = await _key_and_content(request, may_be_empty=True)
     validated(schemas.DeliverBody, content)
     return await _command(request, at, claims, Command.DELIVER, {}, key, content)
 
@@ -217,6 +232,17 @@ async def get_readiness(request: Request) -> Response:
     return JsonResponse({"status": "ok", "warnings": [*verdict.warnings, *at.degraded()]})
 
 
+async def _key_and_content(request: Request, *, may_be_empty: bool = False) -> tuple[str, Any]:
+    """The key, and what the body says. In the contract's order: 413, 415, 400 `key_missing`, `malformed_json`."""
+    body = await read_body(request, may_be_empty=may_be_empty)
+    key = key_from(request.headers.get(HEADER))
+    return key, parsed_json(body) if body or not may_be_empty else {}
+
+
+def _member(content: object, name: str) -> object:
+    return content.get(name) if isinstance(content, dict) else None
+
+
 async def _command(
     request: Request, at: Context, claims: Claims, command: Command, details: dict[str, Any], key: str, content: object
 ) -> Response:
@@ -228,7 +254,7 @@ async def _command(
             command,
             details,
             Caller(claims.user_id, f"{'staff' if staff else 'user'}:{claims.user_id}", any_owner=staff),
-            Key(claims.subject, key, request_hash("POST", request.url.path, content)),
+            Key(claims.subject, key, request_hash("POST", request.scope["path"], content)),
             if_match=http.if_match_version(request.headers.get("if-match")),
             now=at.now(),
             traceparent=request.state.traceparent,
@@ -259,9 +285,13 @@ def _reader(claims: Claims) -> Reader:
 
 
 def _cursor(position: Position, filters: bytes) -> str:
-    """A position's time is the time in its id; the hash ties it to the filters (and the buyer) it was made for."""
-    bits = position.order_id.int or clock.to_ms(position.created_at) << 80
-    return base64.urlsafe_b64encode(bits.to_bytes(16) + filters).decode()
+    """A position's time is the time in its id; a hash ties it to the filters (and the buyer) it was made for."""
+    bits = (position.order_id.int or clock.to_ms(position.created_at) << 80).to_bytes(16)
+    return base64.urlsafe_b64encode(bits + _seal(bits, filters)).decode()
+
+
+def _seal(bits: bytes, filters: bytes) -> bytes:
+    return hashlib.sha256(bits + filters).digest()[:8]  # against mistakes: a forged place shows nobody else's orders
 
 
 def _position(cursor: str, filters: bytes) -> Position:
@@ -271,20 +301,79 @@ def _position(cursor: str, filters: bytes) -> Position:
         created_at = clock.from_ms(order_id.int >> 80)
     except (ValueError, OverflowError):
         raw = b""
-    if len(raw) != 24 or raw[16:] != filters:
+    if len(raw) != 24 or raw[16:] != _seal(raw[:16], filters):
         raise DomainError("bad_cursor", 400, "The cursor is not one we gave for this query.")
     return Position(created_at, order_id)
 
 
+_NOT_YET: Final[openapi.Refusals] = {"not_supported_yet": (422, "The contract has it, this release does not.")}
+_TOO_SOON: Final[openapi.Refusals] = {"version_not_reached": (409, "The order has not reached that version.")}
+_BAD_CURSOR: Final[openapi.Refusals] = {"bad_cursor": (400, "The cursor is not one we gave for this query.")}
+_NOT_ALLOWED: Final[openapi.Refusals] = {"transition_not_allowed": (409, "An order that is shipped cannot cancel.")}
+
+_PLACE: Final = Operation(
+    schemas.OrderAnswer,
+    status=201,
+    body=schemas.PlaceOrderBody,
+    headers=(IDEMPOTENCY_KEY,),
+    answer_headers=("ETag", "Location"),
+    refusals=commands.REFUSALS | _NOT_YET,
+    description="Without `payment_method` the order is on account and starts `confirmed`, with one `pending`.",
+)
+_LIST: Final = Operation(
+    schemas.OrdersPage,
+    query=schemas.ListQuery,
+    refusals=_BAD_CURSOR,
+    description="One's own orders. A page may be short, or empty, and still have a `next_cursor`: follow it to null.",
+)
+_GET: Final = Operation(
+    schemas.OrderAnswer,
+    query=schemas.OrderQuery,
+    headers=(IF_NONE_MATCH,),
+    answer_headers=("ETag",),
+    refusals=_TOO_SOON,
+    description="An order that is missing and one that is not the caller's are refused alike.",
+)
+_EVENTS: Final = Operation(
+    schemas.EventsPage,
+    query=schemas.EventsQuery,
+    description="In version order, without a gap. `next_cursor` is the `after_version` of the next page.",
+)
+_STOCK: Final = Operation(schemas.StockAnswer, answer_headers=("ETag",))
+_READY: Final = Operation(schemas.ReadinessAnswer, refusals=openapi.UNAVAILABLE)
+
+
+def _commanded(body: type[BaseModel], refusals: openapi.Refusals, description: str) -> Operation:
+    return Operation(
+        schemas.OrderAnswer,
+        body=body,
+        body_required=False,
+        headers=(IDEMPOTENCY_KEY, IF_MATCH),
+        answer_headers=("ETag",),
+        refusals=refusals | _NOT_ALLOWED,
+        description=description,
+    )
+
+
+_CANCEL: Final = _commanded(
+    schemas.CancelBody, {}, "An owner's only reason, and the default, is `customer`; others are for orders:fulfil."
+)
+_SHIP: Final = _commanded(schemas.ShipBody, _NOT_YET, "All that is open is shipped.")
+_DELIVER: Final = _commanded(schemas.DeliverBody, {}, "From `shipped`.")
+
+_OWN: Final = AnyOf((READ,))
+_STAFF: Final = AnyOf((FULFIL,))
+_ID: Final = "/v1/orders/{order_id}"
+
 ROUTES: Final = (
-    Route("POST", "/v1/orders", place_order, AnyOf((WRITE,)), "Place an order", "orders"),
-    Route("GET", "/v1/orders", list_orders, AnyOf((READ,)), "List orders, newest first", "orders"),
-    Route("GET", "/v1/orders/{order_id}", get_order, AnyOf((READ,)), "Get an order", "orders"),
-    Route("GET", "/v1/orders/{order_id}/events", get_events, AnyOf((READ,)), "Get an order's events", "orders"),
-    Route("POST", "/v1/orders/{order_id}/cancel", cancel_order, AnyOf((WRITE, FULFIL)), "Cancel an order", "commands"),
-    Route("POST", "/v1/orders/{order_id}/ship", ship_order, AnyOf((FULFIL,)), "Ship an order", "commands"),
-    Route("POST", "/v1/orders/{order_id}/deliver", deliver_order, AnyOf((FULFIL,)), "Deliver an order", "commands"),
-    Route("GET", "/v1/inventory/{product_id}", get_inventory, AnyOf(), "Get the stock of a product", "inventory"),
-    Route("GET", "/healthz", get_health, Public(), "Is the process alive", "health"),
-    Route("GET", "/readyz", get_readiness, Public(), "Can requests be served", "health"),
+    Route("POST", "/v1/orders", place_order, AnyOf((WRITE,)), "Place an order", "orders", _PLACE),
+    Route("GET", "/v1/orders", list_orders, _OWN, "List orders, newest first", "orders", _LIST),
+    Route("GET", _ID, get_order, _OWN, "Get an order", "orders", _GET),
+    Route("GET", f"{_ID}/events", get_events, _OWN, "Get an order's events", "orders", _EVENTS),
+    Route("POST", f"{_ID}/cancel", cancel_order, AnyOf((WRITE, FULFIL)), "Cancel an order", "commands", _CANCEL),
+    Route("POST", f"{_ID}/ship", ship_order, _STAFF, "Ship an order", "commands", _SHIP),
+    Route("POST", f"{_ID}/deliver", deliver_order, _STAFF, "Deliver an order", "commands", _DELIVER),
+    Route("GET", "/v1/inventory/{product_id}", get_inventory, AnyOf(), "Get a product's stock", "inventory", _STOCK),
+    Route("GET", "/healthz", get_health, Public(), "Is the process alive", "health", Operation(schemas.HealthAnswer)),
+    Route("GET", "/readyz", get_readiness, Public(), "Can requests be served", "health", _READY),
 )

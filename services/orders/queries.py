@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 from uuid import UUID
 
 from services.common import clock, ids
-from services.common.db import Database, Row, retried
+from services.common.db import Database
 from services.common.errors import not_found
 from services.common.ids import OrderKey
 from services.contracts.orders import Event, Order, fold
@@ -95,21 +95,16 @@ async def get_events(
     database: Database, key: OrderKey, reader: Reader, *, after_version: int, limit: int
 ) -> tuple[int, list[Event]]:
     """The order's version, and its events after `after_version` in order. 404 as get_order. One round trip."""
-
-    async def once() -> list[Row]:
-        async with database.read() as connection:
-            return await GET_EVENTS.rows(
-                connection,
-                order_id=key.order_id,
-                created_at=key.created_at,
-                shard=key.shard,
-                user_id=reader.user_id,
-                any_owner=reader.any_owner,
-                after_version=after_version,
-                limit=limit,
-            )
-
-    rows = await retried(once)
+    rows = await database.read(
+        GET_EVENTS,
+        order_id=key.order_id,
+        created_at=key.created_at,
+        shard=key.shard,
+        user_id=reader.user_id,
+        any_owner=reader.any_owner,
+        after_version=after_version,
+        limit=limit,
+    )
     if not rows:
         raise not_found()
     return rows[0]["order_version"], events_from(rows, ids.to_text(key.order_id))
@@ -126,20 +121,15 @@ async def list_orders(
 ) -> Page:
     """Orders of `user_id` made in [from_at, before), newest first. One round trip, at most 24 months of index."""
     earliest = max(from_at, clock.add_months(clock.month_of(before.created_at), 1 - MONTHS_PER_PAGE_MAX))
-
-    async def once() -> list[Row]:
-        async with database.read() as connection:
-            return await (LIST_ORDERS if status is None else LIST_ORDERS_BY_STATUS).rows(
-                connection,
-                user_id=user_id,
-                status=status,
-                from_at=earliest,
-                before_at=before.created_at,
-                before_id=before.order_id,
-                limit=limit,
-            )
-
-    rows = await retried(once)
+    rows = await database.read(
+        LIST_ORDERS if status is None else LIST_ORDERS_BY_STATUS,
+        user_id=user_id,
+        status=status,
+        from_at=earliest,
+        before_at=before.created_at,
+        before_id=before.order_id,
+        limit=limit,
+    )
     # Each order's rows stand together; their order is the ids' (created_at is in them) and does not hang on the plan.
     found = sorted(
         ((order_id, list(group)) for order_id, group in groupby(rows, key=lambda row: row["order_id"])), reverse=True
@@ -153,14 +143,10 @@ async def list_orders(
 
 async def get_stock(database: Database, product_id: UUID) -> Stock:
     """The stock of a product. 404 `not_found` when orders knows none. One round trip, one index read."""
-
-    async def once() -> Row | None:
-        async with database.read() as connection:
-            return await GET_INVENTORY.row(connection, product_id=product_id)
-
-    row = await retried(once)
-    if row is None:
+    rows = await database.read(GET_INVENTORY, product_id=product_id)
+    if not rows:
         raise not_found()
+    row = rows[0]
     return Stock(row["on_hand"], row["reserved"], row["version"])
 
 
@@ -182,8 +168,7 @@ class MonthsVerdict:
 
 async def get_months(database: Database) -> list[Month]:
     """The months there are partitions for, oldest first. TransientError when the database does not answer."""
-    async with database.read() as connection:
-        rows = await GET_MONTHS.rows(connection)
+    rows = await database.rows(GET_MONTHS)
     return [Month(row["first_on"], row["tables"], row["rows"]) for row in rows]
 
 

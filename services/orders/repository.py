@@ -188,7 +188,8 @@ WHERE k.shard = :shard AND k.subject = :subject AND k.key = :key
 
 ALL_EVENTS: Final = 2**31 - 1  # as a limit
 
-# Primary keys of orders (or its index on created_at, order_id) and order_events; one partition of each. One row an event, one row of NULLs when there is none.
+# Primary keys of orders (or its index on created_at, order_id) and order_events; one partition of each. One row an
+# event, one row of NULLs when there is none.
 GET_EVENTS = statement(
     "get_events",
     """

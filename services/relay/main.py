@@ -14,7 +14,7 @@ import structlog
 from prometheus_client import Counter, Gauge, Histogram
 
 from services.common import log, metrics
-from services.common.db import Database, ReadConnection, Row, TransientError
+from services.common.db import Database, ReadConnection, Row, TransientError, discard
 from services.common.metrics import BUCKETS_SECONDS
 from services.common.outbox import Alarm
 from services.common.stream import Message, Publisher, StreamError, UnpublishableError, ensure_topic
@@ -49,6 +49,7 @@ class Relay:
         self._settings = settings
         self._alarm = alarm
         self._parked: set[UUID] = set()
+        self.caught_up = False  # at its last look nothing waited, in all of the outbox
 
     async def run(self) -> None:
         """Until cancelled. Losing Kafka or PostgreSQL ends a session; the next begins with a new producer."""
@@ -58,7 +59,7 @@ class Relay:
                 await ensure_topic(self._settings.kafka_url, self._outbox.topic)
                 async with (
                     Publisher(self._settings.kafka_url, client_id=PROCESS) as publisher,
-                    self._database.write() as connection,
+                    self._database.session() as connection,
                 ):
                     pause = PAUSE_SECONDS_MIN
                     await self._session(publisher, connection)
@@ -69,6 +70,7 @@ class Relay:
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, PAUSE_SECONDS_MAX)
             finally:
+                self.caught_up = False
                 outbox_slices.labels(self._outbox.name).set(0)
 
     async def _session(self, publisher: Publisher, connection: ReadConnection) -> None:
@@ -89,13 +91,16 @@ class Relay:
                     pause = min(pause * 2, self._settings.poll_seconds_max)
         finally:
             # The connection goes back to the pool; without this it would keep the slices from everyone.
-            connection.terminate()
+            discard(connection)
 
     async def _publish_once(self, publisher: Publisher, connection: ReadConnection, slices: Sequence[int]) -> int:
         """The next rows of every slice are on Kafka and gone from the outbox; gives how many."""
+        if not slices:
+            return 0
         rows = await self._outbox.read.rows(
             connection, slices=slices, parked=list(self._parked), rows=self._settings.batch_rows_per_slice
         )
+        self.caught_up = not rows and not self._parked and len(slices) == len(SLICES)
         sendable = self._sendable(rows)
         if not sendable:
             return 0
@@ -127,20 +132,23 @@ class Relay:
         return sendable
 
 
-async def observe(outbox: Outbox, database: Database) -> None:
+async def observe(outbox: Outbox, database: Database, relay: Relay) -> None:
     """Depth and age of `outbox` in metrics, also while Kafka is away. Until cancelled."""
     while True:
+        if relay.caught_up:  # so that an idle relay asks nothing twice
+            outbox_depth.labels(outbox.name).set(0)
+            outbox_oldest_age_seconds.labels(outbox.name).set(0)
+            await asyncio.sleep(LOOK_SECONDS)
+            continue
         try:
-            async with database.read() as connection:
-                row = await outbox.look.row(connection)
+            row = (await database.rows(outbox.look))[0]
         except TransientError as error:
             logger.warning("relay.not_observed", reason=error.reason)
         else:
-            if row is not None:
-                oldest_at = row["oldest_at"]
-                age = 0.0 if oldest_at is None else (datetime.now(UTC) - oldest_at).total_seconds()
-                outbox_depth.labels(outbox.name).set(row["depth"])
-                outbox_oldest_age_seconds.labels(outbox.name).set(max(0.0, age))
+            oldest_at = row["oldest_at"]
+            age = 0.0 if oldest_at is None else (datetime.now(UTC) - oldest_at).total_seconds()
+            outbox_depth.labels(outbox.name).set(row["depth"])
+            outbox_oldest_age_seconds.labels(outbox.name).set(max(0.0, age))
         await asyncio.sleep(LOOK_SECONDS)
 
 
@@ -154,12 +162,13 @@ async def run(settings: RelaySettings) -> None:
     await database.open()
     alarm = Alarm(settings.valkey_url)
     alarm.start()
+    relays = {outbox.name: Relay(outbox, database, settings, alarm) for outbox in OUTBOXES}
     tasks = [
         task
         for outbox in OUTBOXES
         for task in (
-            asyncio.create_task(Relay(outbox, database, settings, alarm).run(), name=f"relay-{outbox.name}"),
-            asyncio.create_task(observe(outbox, database), name=f"observe-{outbox.name}"),
+            asyncio.create_task(relays[outbox.name].run(), name=f"relay-{outbox.name}"),
+            asyncio.create_task(observe(outbox, database, relays[outbox.name]), name=f"observe-{outbox.name}"),
         )
     ]
     stopped = asyncio.create_task(stop.wait())

@@ -1,0 +1,48 @@
+"""`orders verify`: every invariant of the database."""
+
+import asyncio
+import os
+from dataclasses import asdict
+from typing import Annotated
+
+import orjson
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from services.cli.target import bar, failures_told, owner_url
+from services.orders import invariants
+
+_JOBS = min(2, os.cpu_count() or 1)  # a process takes about 90 MB
+
+
+def verify(
+    jobs: Annotated[int, typer.Option(min=1, help="Processes that share the months.")] = _JOBS,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Check every invariant of the database. Changes nothing and locks nothing; orders may be placed meanwhile.
+
+    Exit code 0: all hold. 1: one is violated; it says which, where, and what to do. 2: it could not be checked.
+    """
+    url = owner_url()
+    with failures_told(), bar("verify") as progress:
+        report = asyncio.run(invariants.verify(url, jobs=jobs, progress=progress))
+    if as_json:
+        typer.echo(orjson.dumps({"ok": not report.violated, "invariants": [asdict(v) for v in report.verdicts]}))
+    else:
+        _show(report)
+    raise typer.Exit(1 if report.violated else 0)
+
+
+def _show(report: invariants.Report) -> None:
+    table = Table("invariant", "holds", "rows", "seconds", box=None)
+    for verdict in report.verdicts:
+        holds = "[red]no[/red]" if verdict.violations else "yes"
+        table.add_row(verdict.name, holds, f"{verdict.rows:,}", f"{verdict.seconds:.2f}")
+    output = Console()
+    output.print(table)
+    for verdict in report.verdicts:
+        for message in verdict.messages:
+            output.print(message, markup=False, highlight=False, soft_wrap=True)
+        if len(verdict.violations) == invariants.SHOWN_MAX:
+            output.print(f"{verdict.name}: there may be more; {invariants.SHOWN_MAX} are shown.")

@@ -1,0 +1,214 @@
+"""The OpenAPI document: valid, complete, and what is committed. Real responses are held against it by the tests of
+orders-api (tests/integration/orders), each and every one."""
+
+import copy
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped] # it ships no types
+from openapi_spec_validator import validate
+from pydantic import BaseModel
+
+from services.cli import openapi
+from services.common import http
+from services.common.errors import DomainError
+from services.common.openapi import Described, Operation, document
+from services.orders import schemas
+from services.orders.endpoints import ROUTES, SCOPES
+from tests.contracts.description import Description, Json
+
+# The contract's table: every code has one status.
+STATUS = {
+    code: status
+    for status, codes in {
+        400: "key_missing malformed_json bad_cursor",
+        401: "unauthenticated",
+        403: "scope_missing",
+        404: "not_found",
+        409: "out_of_stock product_unknown product_inactive price_changed currency_mismatch transition_not_allowed"
+        " version_not_reached below_reserved request_in_progress",
+        412: "version_mismatch",
+        413: "body_too_large",
+        415: "media_type",
+        422: "invalid key_reused amount_too_large total_negative not_supported_yet",
+        428: "if_match_missing",
+        429: "rate_limited",
+        503: "unavailable",
+    }.items()
+    for code in codes.split()
+}
+KEYED = "400 key_missing malformed_json|413 body_too_large|415 media_type|503 unavailable"
+COMMANDED = f"{KEYED}|401 unauthenticated|403 scope_missing|404 not_found|409 request_in_progress"
+COMMANDED += " transition_not_allowed|412 version_mismatch|428 if_match_missing"
+READ = "401 unauthenticated|403 scope_missing|422 invalid|503 unavailable"
+REFUSED = {
+    "place_order": f"{KEYED}|401 unauthenticated|403 scope_missing|409 currency_mismatch out_of_stock price_changed"
+    " product_inactive product_unknown request_in_progress|422 amount_too_large invalid key_reused not_supported_yet",
+    "list_orders": f"{READ}|400 bad_cursor",
+    "get_order": f"{READ}|404 not_found|409 version_not_reached",
+    "get_events": f"{READ}|404 not_found",
+    "cancel_order": f"{COMMANDED}|422 invalid key_reused",
+    "ship_order": f"{COMMANDED}|422 invalid key_reused not_supported_yet",
+    "deliver_order": f"{COMMANDED}|422 invalid key_reused",
+    "get_inventory": "401 unauthenticated|404 not_found|503 unavailable",
+    "get_health": "",
+    "get_readiness": "503 unavailable",
+}
+
+
+@pytest.fixture(scope="module")
+def description() -> Description:
+    """The document the application serves."""
+    return Description()
+
+
+def operations(document: Json) -> Iterator[tuple[str, str, Json]]:
+    """(method, path, operation) of all."""
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            yield method.upper(), path, operation
+
+
+def problem_codes(description: Description, operation: Json) -> dict[str, list[str]]:
+    """Of every refusal of an operation, status to codes."""
+    found = {}
+    for status, response in operation["responses"].items():
+        content = description.resolved(response).get("content", {}).get("application/problem+json")
+        if content:
+            _, narrowed = content["schema"]["allOf"]
+            assert narrowed["properties"]["status"]["enum"] == [int(status)]
+            found[status] = narrowed["properties"]["code"]["enum"]
+    return found
+
+
+def test_the_document_is_valid_openapi(description: Description) -> None:
+    assert description.document["openapi"] == "3.1.0"
+    validate(copy.deepcopy(description.document))
+
+
+def test_the_committed_file_is_what_the_application_says(description: Description) -> None:
+    assert json.loads(openapi.FILE.read_bytes()) == description.document, "run `python -m services.cli.openapi`"
+    assert openapi.FILE.read_bytes() == openapi.rendered()
+
+
+def test_every_route_is_described_under_an_id_and_a_tag_of_its_own(description: Description) -> None:
+    found = {(method, path): operation for method, path, operation in operations(description.document)}
+    assert found.keys() == {(route.method, route.path) for route in ROUTES}
+    assert max(Counter(operation["operationId"] for operation in found.values()).values()) == 1
+    for route in ROUTES:
+        operation = found[route.method, route.path]
+        assert (operation["operationId"], operation["tags"]) == (route.endpoint.__name__, [route.tag])
+
+
+def test_every_operation_names_exactly_the_codes_of_the_contract(description: Description) -> None:
+    for _, _, operation in operations(description.document):
+        name = operation["operationId"]
+        groups = [group.split() for group in REFUSED[name].split("|") if group]
+        assert {status: sorted(codes) for status, codes in problem_codes(description, operation).items()} == {
+            status: sorted(codes) for status, *codes in groups
+        }, name
+        for status, codes in problem_codes(description, operation).items():
+            assert {STATUS[code] for code in codes} == {int(status)}, name
+
+
+def test_security_says_what_the_policy_asks(description: Description) -> None:
+    found = {(method, path): operation["security"] for method, path, operation in operations(description.document)}
+    for route in ROUTES:
+        expected: list[Any] = []
+        if isinstance(route.policy, http.AnyOf):
+            expected = [{"oauth2": [scope]} for scope in route.policy.scopes] or [{"oauth2": []}]
+        assert found[route.method, route.path] == expected
+    flow = description.document["components"]["securitySchemes"]["oauth2"]["flows"]["clientCredentials"]
+    assert flow["scopes"] == SCOPES
+    assert all(flow["scopes"].values())
+
+
+def test_parameters_bodies_and_headers_are_those_the_endpoints_read(description: Description) -> None:
+    for method, path, operation in operations(description.document):
+        name = operation["operationId"]
+        parameters = {(p["in"], p["name"]): p for p in operation.get("parameters", [])}
+        assert {n for where, n in parameters if where == "path"} == set(re.findall(r"{(\w+)}", path))
+        (route,) = [r for r in ROUTES if (r.method, r.path) == (method, path)]
+        model = route.operation.query
+        assert {n for where, n in parameters if where == "query"} == set(model.model_fields if model else ())
+        wanted = {"POST": {"Idempotency-Key"}, "GET": {"If-None-Match"} if name == "get_order" else set()}[method]
+        wanted |= {"If-Match"} if "{order_id}/" in path and method == "POST" else set()
+        assert {n for where, n in parameters if where == "header"} == wanted
+        assert ("requestBody" in operation) == (method == "POST")
+        for status, response in operation["responses"].items():
+            headers = description.resolved(response)["headers"]
+            assert {"Server-Timing", "X-Request-Id"} <= headers.keys()
+            assert ("Idempotency-Replayed" in headers) == (method == "POST" and status in ("200", "201"))
+            assert ("Retry-After" in headers) == (status in ("409", "503"))
+    place = description.document["paths"]["/v1/orders"]["post"]["responses"]["201"]["headers"]
+    assert {"ETag", "Location"} <= place.keys()
+
+
+def test_every_example_is_valid_by_its_schema(description: Description) -> None:
+    checked = 0
+    for schema, example in examples(description.document):
+        description.validate(schema, example, json.dumps(example)[:80])
+        checked += 1
+    assert checked > 60
+
+
+def examples(node: Any) -> Iterator[tuple[Json, Any]]:
+    """(schema, example) wherever there is one: in schemas, media types and parameters."""
+    if isinstance(node, list):
+        for child in node:
+            yield from examples(child)
+    if not isinstance(node, dict):
+        return
+    if "schema" in node:
+        yield from ((node["schema"], each["value"]) for each in node.get("examples", {}).values())
+        if "example" in node:
+            yield node["schema"], node["example"]
+    elif isinstance(node.get("examples"), list):
+        yield from ((node, each) for each in node["examples"])
+    for key, child in node.items():
+        if key not in ("example", "examples"):
+            yield from examples(child)
+
+
+def test_every_body_has_an_example_that_the_endpoint_takes(description: Description) -> None:
+    for route in ROUTES:
+        if route.operation.body is None:
+            continue
+        schema = description.document["components"]["schemas"][route.operation.body.__name__]
+        for example in schema["examples"]:
+            http.validated(route.operation.body, example)
+
+
+def test_what_the_schema_of_a_body_refuses_the_endpoint_refuses_too(description: Description) -> None:
+    line = {"product_id": "01JD5Q0000E2WXGF4K4Z7D3M5T", "quantity": 1}
+    good = {"currency": "USD", "items": [line]}
+    bad: list[Json] = [
+        {},
+        good | {"more": 1},
+        good | {"items": []},
+        good | {"items": [line] * 2001},
+        good | {"currency": "usd"},
+        good | {"payment_method": "card"},
+        good | {"user_id": "me"},
+        *({**good, "items": [line | wrong]} for wrong in ({"quantity": 0}, {"quantity": "1"}, {"product_id": "x"})),
+    ]
+    schemas_ = description.document["components"]
+    validator = Draft202012Validator({"$ref": "#/components/schemas/PlaceOrderBody", "components": schemas_})
+    assert validator.is_valid(good)
+    for body in bad:
+        assert not validator.is_valid(body), body
+        with pytest.raises(DomainError):
+            http.validated(schemas.PlaceOrderBody, body)
+
+
+def test_a_scope_nobody_described_is_refused() -> None:
+    class Empty(BaseModel):
+        pass
+
+    described = Described("GET", "/x", "x", "X", "x", ("x:read",), Operation(Empty))
+    with pytest.raises(ValueError, match="x:read"):
+        document(title="", description="", version="1", operations=[described], scopes={}, token_url="")
