@@ -77,6 +77,7 @@ async def place(request: Request) -> Response:
         "payment_method": None,
         "shipping_address_id": None,
         "expires_at": None,
+        "expires_text": None,
         "actor": f"user:{claims.user_id}",
         "traceparent": None,
     }

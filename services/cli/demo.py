@@ -8,7 +8,6 @@ from typing import Any
 import httpx
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from services.cli.token import minted
 from services.cli.up import any_product, prepare
@@ -59,10 +58,10 @@ async def _take_an_order(stack: Stack) -> dict[str, Any]:
             buyer,
             {"currency": "USD", "items": [{"product_id": product, "quantity": 2}]},
         )
-        console.print(f"Placed   {order['order_id']}: {order['total_amount']} {order['currency']} (minor units)")
+        console.print(f"Placed    {order['order_id']}: {order['total_amount']} {order['currency']} (minor units)")
         path = f"/v1/orders/{order['order_id']}"
         order = await _post(client, f"{path}/ship", staff, {"tracking": "DEMO-1"}, if_match=order["version"])
-        console.print(f"Shipped  {order['order_id']}: tracking {order['tracking']}")
+        console.print(f"Shipped   {order['order_id']}: tracking {order['tracking']}")
         order = await _post(client, f"{path}/deliver", staff, {}, if_match=order["version"])
         console.print(f"Delivered {order['order_id']}")
         return order
@@ -92,16 +91,7 @@ async def _events_of(order_id: str, messages: Any) -> list[Received]:
 
 
 def _print_timeline(order: dict[str, Any], received: list[Received]) -> None:
-    table = Table(title=f"What Kafka has of {order['order_id']} (orders.events.v1, partition {received[0].partition})")
-    for heading in ("time", "version", "type", "event id", "offset"):
-        table.add_column(heading)
+    console.print(f"What Kafka has of {order['order_id']} ({ORDERS_TOPIC}, partition {received[0].partition})")
     for message in received:
         headers = {name: value.decode() for name, value in message.headers.items()}
-        table.add_row(
-            headers["ce_time"],
-            headers["ce_sequence"].lstrip("0"),
-            headers["ce_type"],
-            headers["ce_id"],
-            str(message.offset),
-        )
-    console.print(table)
+        console.print(f"  {headers['ce_time']}  {int(headers['ce_sequence'])}  {headers['ce_type']}", highlight=False)

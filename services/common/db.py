@@ -115,8 +115,17 @@ class Statement:
 class Database:
     """A pool of connections to one server, each prepared for the hot path."""
 
-    def __init__(self, url: str, *, application_name: str, size_max: int = 16, size_min: int = 1) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        application_name: str,
+        size_max: int = 16,
+        size_min: int = 1,
+        command_timeout_seconds: float = COMMAND_TIMEOUT_SECONDS,
+    ) -> None:
         self._url = url
+        self._command_timeout_seconds = command_timeout_seconds
         self._settings = {**SESSION, "application_name": application_name}
         self._size_max, self._size_min = size_max, size_min
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
@@ -129,7 +138,7 @@ class Database:
             min_size=self._size_min,
             max_size=self._size_max,
             timeout=CONNECT_TIMEOUT_SECONDS,
-            command_timeout=COMMAND_TIMEOUT_SECONDS,
+            command_timeout=self._command_timeout_seconds,
             max_cached_statement_lifetime=0,  # the default of 300 s makes every connection plan anew
             max_inactive_connection_lifetime=0,
             reset=_no_reset,

@@ -38,6 +38,8 @@ DRAIN_BYTES_MAX: Final = 32 * 1024 * 1024  # read and thrown away after a refusa
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})  # a client may invent others
 SLOW_SECONDS: Final = 0.2  # the objective for a response
 
+OF_DOCS: Final = "The page /docs takes Swagger UI from a public CDN; this document, /openapi.json, needs nothing else."
+
 _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}\Z")  # W3C Trace Context
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}\Z")
 _DIGITS = re.compile(r"[0-9]+\Z")
@@ -203,8 +205,7 @@ def build_app(
 ) -> "Application":
     """The application, every route behind its policy, described in OpenAPI 3.1 at /openapi.json and, to see, at /docs.
 
-    `scopes` says what each scope allows, `token_url` where tokens are given. The page /docs is FastAPI's: it takes
-    Swagger UI from a public CDN, which a browser needs and /openapi.json does not.
+    `scopes` says what each scope allows, `token_url` where tokens are given.
     """
     # A redirect to add or drop a last slash would go to whatever Host the client sent.
     app = FastAPI(title=title, version="1", lifespan=lifespan, redoc_url=None, redirect_slashes=False)
@@ -214,7 +215,7 @@ def build_app(
         app.add_api_route(route.path, endpoint, methods=[route.method], name=route.endpoint.__name__)
     document = openapi.document(
         title=title,
-        description=description,
+        description=f"{description}\n\n{OF_DOCS}",
         version="1",
         operations=[_described(route) for route in routes],
         scopes=scopes,

@@ -87,7 +87,8 @@ class Alarm:
     async def wait(self, timeout_seconds: float) -> bool:
         """True when somebody has called since the last wait, at once if so; False after the time-out."""
         try:
-            await asyncio.wait_for(self._rung.wait(), timeout_seconds)
+            async with asyncio.timeout(timeout_seconds):  # wait_for loses a cancellation that comes with the call
+                await self._rung.wait()
         except TimeoutError:
             return False
         self._rung.clear()
@@ -110,9 +111,10 @@ class Alarm:
                     await channel.subscribe(CHANNEL)
                     self.ring()  # what was called while nobody listened
                     while True:
-                        if await channel.get_message(timeout=PING_SECONDS) is None:
+                        message = await channel.get_message(timeout=PING_SECONDS)
+                        if message is None:
                             await channel.ping()  # raises when the connection has died without a word
-                        else:
+                        elif message["type"] == "message":  # and not the answer to the ping
                             self.ring()
             except (RedisError, OSError) as error:
                 log.warning("outbox.alarm_silent", error=repr(error))

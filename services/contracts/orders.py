@@ -91,6 +91,7 @@ class Order:
     updated_at: str
     items: tuple[Item, ...]
     adjustments: tuple[Mapping[str, Any], ...]
+    expires_at: str | None
     payment_method: str | None
     shipping_address_id: str | None
     tracking: str | None
@@ -121,6 +122,7 @@ def apply(order: Order | None, event: Event) -> Order:
         "status": after["status"],
         "payment_status": after["payment_status"],
         "total_amount": after["total_amount"],
+        "expires_at": order.expires_at if after["status"] == OrderStatus.PENDING else None,
     }
     match event.type:
         case EventType.CANCELLED:

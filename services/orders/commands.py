@@ -18,7 +18,7 @@ from services.common.errors import DomainError, not_found, unavailable
 from services.common.idempotency import key_reused
 from services.common.ids import OrderKey
 from services.common.money import AMOUNT_MAX
-from services.contracts.orders import Event, EventType, Order, apply, fold
+from services.contracts.orders import Event, EventType, Order, OrderStatus, apply, fold
 from services.orders import domain
 from services.orders.domain import Command
 from services.orders.repository import (
@@ -122,6 +122,7 @@ async def place_order(
     event_id = ids.new_id(now)
     order_text = ids.to_text(order_key.order_id)
     status, payment_status = domain.starts_as(placement.payment_method)
+    expires_at = now + expires_after if status is OrderStatus.PENDING else None
     values = {
         "shard": order_key.shard,
         "slice": order_key.shard % SLICES,
@@ -146,7 +147,8 @@ async def place_order(
         "payment_status": payment_status.value,
         "payment_method": placement.payment_method,
         "shipping_address_id": placement.shipping_address_id,
-        "expires_at": None if placement.payment_method is None else now + expires_after,
+        "expires_at": expires_at,
+        "expires_text": None if expires_at is None else clock.to_text(expires_at),
         "actor": placement.actor,
         "traceparent": traceparent,
     }

@@ -21,10 +21,7 @@ from services.common import clock, ids
 from services.common.db import WriteConnection
 from services.contracts.orders import EventType
 from services.orders import domain
-from services.orders.rebuild import (
-    PATIENCE_SECONDS,
-    STOCK_ON_HAND,
-    STOCK_RESERVED,
+from services.orders.histories import (
     UNFOLDABLE,
     Progress,
     histories,
@@ -32,6 +29,7 @@ from services.orders.rebuild import (
     silent,
     unhurried,
 )
+from services.orders.rebuild import STOCK_ON_HAND, STOCK_RESERVED
 from services.orders.tables import PARTITIONED, SLICES
 
 SHOWN_MAX: Final = 20  # violations of one invariant: enough to see what they have in common
@@ -307,7 +305,6 @@ async def verify(database_url: str, *, jobs: int = 1, progress: Progress = silen
             async with _snapshot(connection):
                 count: int = await connection.fetchval(
                     f"SELECT count(*) FROM orders.{table}",  # noqa: S608 # a constant of ours
-                    timeout=PATIENCE_SECONDS,
                 )
                 for invariant in invariants:
                     verdicts[invariant.name].rows = count
@@ -367,7 +364,7 @@ def _snapshot(connection: WriteConnection) -> AbstractAsyncContextManager[Any]:
 async def _judge(connection: WriteConnection, invariant: Invariant, verdict: Verdict, *month: datetime) -> None:
     started = time.perf_counter()
     sql = f"{invariant.sql} LIMIT {SHOWN_MAX}"
-    rows = await connection.fetch(sql, *month, timeout=PATIENCE_SECONDS)
+    rows = await connection.fetch(sql, *month)
     verdict.add(
         [Violation(ids.to_text(row["id"]) if isinstance(row["id"], UUID) else row["id"], row["detail"]) for row in rows]
     )

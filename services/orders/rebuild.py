@@ -1,242 +1,30 @@
-"""The rows of orders, told by their events: what they should be, and `orders rebuild`, which makes them so."""
+"""`orders rebuild`: the rows of orders and their lines, and the stock, are made what the events tell."""
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from functools import lru_cache
-from typing import Any, Final
+from datetime import datetime
+from typing import Final
 from uuid import UUID
 
 import orjson
 
 from services.common import clock, ids
-from services.common.db import Database, Row, WriteConnection
-from services.contracts.orders import Event, Order, OrderStatus, fold
-from services.orders.tables import order_items, orders
-
-PATIENCE_SECONDS: Final = 86_400.0  # for one statement: the pool's own limit is meant for requests
-
-# An operator's session: no haste, plans for the month at hand, and memory for one month's sort but not for more.
-_SESSION: Final = """
-SET statement_timeout = 0; SET transaction_timeout = 0; SET idle_in_transaction_session_timeout = 0;
-SET plan_cache_mode = force_custom_plan; SET enable_seqscan = on; SET enable_partitionwise_join = on;
-SET work_mem = '32MB'
-"""
-
-Progress = Callable[[str, int, int], None]  # what is being done, and how much of how much is
-
-
-def silent(_what: str, _done: int, _total: int) -> None:
-    """No progress is shown."""
-
-
-@asynccontextmanager
-async def unhurried(url: str, application_name: str) -> AsyncIterator[WriteConnection]:
-    """One connection without the limits of a request. Each call still has to bring `timeout=PATIENCE_SECONDS`."""
-    database = Database(url, application_name=application_name, size_max=1)
-    await database.open()
-    try:
-        async with database.session() as connection:
-            await connection.execute(_SESSION)
-            yield connection
-    finally:
-        await database.close()
-
-
-async def months_of(connection: WriteConnection) -> list[datetime]:
-    """The first instants of the months there are partitions for, oldest first."""
-    rows = await connection.fetch(
-        "SELECT DISTINCT first_on::timestamptz AS month FROM orders.months WHERE first_on IS NOT NULL ORDER BY month"
-    )
-    return [row["month"] for row in rows]
-
-
-_BATCH_ORDERS_MAX: Final = 2_000
-_BATCH_LINES: Final = 10_000  # wanted of a batch: orders of a thousand lines come in batches of ten
-_LAST_ID: Final = UUID(int=2**128 - 1)
-
-# The event does not tell when an unpaid order expires (a setting does): the row's own value stands; this if it is lost.
-_EXPIRES_AFTER: Final = timedelta(minutes=30)
-
-# What data that no event has makes of a fold.
-UNFOLDABLE: Final = (ValueError, KeyError, TypeError, AttributeError)
-
-# In the order of order_id, which is that of (created_at, order_id). Index: primary key; one partition.
-_IDS: Final = """
-(SELECT order_id FROM orders.orders
- WHERE created_at >= $1 AND created_at < $2 AND order_id > $3 ORDER BY order_id LIMIT $4)
-UNION
-(SELECT DISTINCT order_id FROM orders.order_events
- WHERE created_at >= $1 AND created_at < $2 AND order_id > $3 ORDER BY order_id LIMIT $4)
-ORDER BY order_id LIMIT $4
-"""
-ORDER_COLUMNS: Final = tuple(orders.columns.keys())
-ITEM_COLUMNS: Final = tuple(order_items.columns.keys())
-_COLUMNS: Final = {
-    "orders": ", ".join(ORDER_COLUMNS),
-    "order_items": ", ".join(ITEM_COLUMNS),
-    # RFC 3339 as common/clock writes it; here it costs half of what it would there, and on the server's core
-    "order_events": "order_id, version, type, data, actor,"
-    """ to_char(occurred_at, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS occurred_at""",
-}
-_BETWEEN: Final = "order_id > $3 AND order_id <= $4"
-_AMONG: Final = "order_id = ANY($3)"
-
-
-@dataclass(slots=True)
-class History:
-    """All that is stored of one order."""
-
-    order_id: UUID
-    row: Row | None = None
-    items: list[Row] = field(default_factory=list)
-    events: list[Row] = field(default_factory=list)
-
-    def order(self) -> Order:
-        """The fold of its events; one of UNFOLDABLE when there is none."""
-        text = ids.to_text(self.order_id)
-        order = fold(
-            Event(
-                event_id="",  # the fold does not read it, and its text costs more than all the rest
-                order_id=text,
-                version=row["version"],
-                type=row["type"],
-                occurred_at=row["occurred_at"],
-                actor=row["actor"],
-                data=orjson.loads(row["data"]),
-            )
-            for row in self.events
-        )
-        if order.order_id != text:
-            raise ValueError(f"its first event is of order {order.order_id}")
-        return order
-
-    @property
-    def expires_at(self) -> datetime | None:
-        """What its row says."""
-        return None if self.row is None else self.row["expires_at"]
-
-    def differences(self, order: Order) -> tuple[list[str], list[str]]:
-        """Where its row, and where its lines, are not what `order` tells, column by column."""
-        told = order_row(self.order_id, order, self.expires_at)
-        lines = {line["line_no"]: line for line in item_rows(told, order)}
-        found = {row["line_no"]: dict(row) for row in self.items}
-        if self.row is None:
-            differing = ["there is no row for its events"]
-        else:
-            differing = _unlike({**self.row, "adjustments": orjson.loads(self.row["adjustments"])}, told)
-        if found == lines:
-            return differing, []
-        return differing, [
-            f"line {number}: {difference}"
-            for number in sorted(found.keys() | lines.keys())
-            for difference in (
-                ["it is missing"]
-                if number not in found
-                else ["its events know of none"]
-                if number not in lines
-                else _unlike(found[number], lines[number])
-            )
-        ]
-
-
-def order_row(order_id: UUID, order: Order, expires_at: datetime | None) -> dict[str, Any]:
-    """The row of `orders` that `order` tells, every column of it; `expires_at` is what the present row says."""
-    created_at = datetime.fromisoformat(order.created_at)
-    user_id = UUID(order.user_id)
-    return {
-        "order_id": order_id,
-        "created_at": created_at,
-        "shard": ids.shard_of(user_id),
-        "user_id": user_id,
-        "status": order.status,
-        "payment_status": order.payment_status,
-        "currency": order.currency,
-        "total_amount": order.total_amount,
-        "captured_amount": order.captured_amount,
-        "refunded_amount": order.refunded_amount,
-        "item_count": order.item_count,
-        "adjustments": list(order.adjustments),
-        "expires_at": expires_at or created_at + _EXPIRES_AFTER if order.status == OrderStatus.PENDING else None,
-        "payment_method": order.payment_method,
-        "shipping_address_id": order.shipping_address_id,
-        "tracking": order.tracking,
-        "cancel_reason": order.cancel_reason,
-        "version": order.version,
-        "updated_at": datetime.fromisoformat(order.updated_at),
-    }
-
-
-def item_rows(row: Mapping[str, Any], order: Order) -> list[dict[str, Any]]:
-    """The rows of `order_items` that `order` tells, every column of them; `row` is that of `orders`."""
-    return [
-        {
-            "order_id": row["order_id"],
-            "created_at": row["created_at"],
-            "shard": row["shard"],
-            "line_no": item.line_no,
-            "product_id": _product_id(item.product_id),
-            "name": item.name,
-            "quantity": item.quantity,
-            "unit_price": item.unit_price,
-            "line_total": item.line_total,
-            "shipped_quantity": item.shipped_quantity,
-            "returned_quantity": item.returned_quantity,
-        }
-        for item in order.items
-    ]
-
-
-_product_id = lru_cache(maxsize=65_536)(ids.from_text)  # few products stand on most lines
-
-
-def _unlike(found: Mapping[str, Any], told: Mapping[str, Any]) -> list[str]:
-    if found == told:
-        return []
-    return [
-        f"{column} is {found.get(column)}, its events say {told.get(column)}"
-        for column in (*told, *(found.keys() - told.keys()))
-        if found.get(column) != told.get(column)
-    ]
-
-
-async def histories(connection: WriteConnection, month: datetime) -> AsyncIterator[list[History]]:
-    """All orders of a month, in batches small enough for memory, in the order of their ids."""
-    within = (month, clock.add_months(month, 1))
-    after, size = UUID(int=0), _BATCH_ORDERS_MAX // 10
-    while after != _LAST_ID:
-        found = await connection.fetch(_IDS, *within, after, size, timeout=PATIENCE_SECONDS)
-        upto = found[-1]["order_id"] if len(found) == size else _LAST_ID
-        batch = await _read(connection, _BETWEEN, *within, after, upto)
-        yield batch
-        lines = sum(len(history.items) + len(history.events) for history in batch)
-        size = max(10, min(_BATCH_ORDERS_MAX, 2 * size, size * _BATCH_LINES // max(lines, 1)))
-        after = upto
-
-
-async def _read(connection: WriteConnection, which: str, *arguments: object) -> list[History]:
-    rows = {
-        table: await connection.fetch(
-            f"SELECT {columns} FROM orders.{table} WHERE created_at >= $1 AND created_at < $2 AND {which}"  # noqa: S608 # constants
-            f" ORDER BY order_id{', version' if table == 'order_events' else ''}",
-            *arguments,
-            timeout=PATIENCE_SECONDS,
-        )
-        for table, columns in _COLUMNS.items()
-    }
-    found = {row["order_id"]: History(row["order_id"], row) for row in rows["orders"]}
-
-    def of(row: Row) -> History:
-        order_id = row["order_id"]
-        return found.get(order_id) or found.setdefault(order_id, History(order_id))
-
-    for row in rows["order_items"]:
-        of(row).items.append(row)
-    for row in rows["order_events"]:
-        of(row).events.append(row)
-    return list(found.values())
-
+from services.common.db import WriteConnection
+from services.orders.histories import (
+    AMONG,
+    ITEM_COLUMNS,
+    ORDER_COLUMNS,
+    UNFOLDABLE,
+    History,
+    Progress,
+    histories,
+    item_rows,
+    months_of,
+    order_row,
+    read,
+    silent,
+    unhurried,
+)
 
 # What an order holds in reserve it has not shipped, until it is cancelled. `drift` is what is missing in inventory;
 # an order placed or changed meanwhile moves both sides alike, so it may be added later.
@@ -347,21 +135,19 @@ def _differs(history: History, result: Rebuilt) -> bool:
 async def _write(connection: WriteConnection, month: datetime, order_ids: Sequence[UUID]) -> int:
     """These orders are what their events tell, and stay locked; gives how many did differ."""
     within = (month, clock.add_months(month, 1))
-    await connection.execute(_LOCK, *within, order_ids, timeout=PATIENCE_SECONDS)
+    await connection.execute(_LOCK, *within, order_ids)
     # Read only now: a command that came first has left its event, and none can come before we have committed.
     orders_told, items_told = [], []
-    for history in await _read(connection, _AMONG, *within, order_ids):
+    for history in await read(connection, AMONG, *within, order_ids):
         order = history.order()
         if any(history.differences(order)):
-            row = order_row(history.order_id, order, history.expires_at)
+            row = order_row(history.order_id, order)
             items_told += [tuple(line[column] for column in ITEM_COLUMNS) for line in item_rows(row, order)]
             orders_told.append({**row, "adjustments": orjson.dumps(row["adjustments"]).decode()})
-    await connection.execute(_CLEAR, *within, [row["order_id"] for row in orders_told], timeout=PATIENCE_SECONDS)
-    await connection.executemany(
-        _UPSERT, [tuple(row[column] for column in ORDER_COLUMNS) for row in orders_told], timeout=PATIENCE_SECONDS
-    )
+    await connection.execute(_CLEAR, *within, [row["order_id"] for row in orders_told])
+    await connection.executemany(_UPSERT, [tuple(row[column] for column in ORDER_COLUMNS) for row in orders_told])
     await connection.copy_records_to_table(
-        "order_items", schema_name="orders", columns=ITEM_COLUMNS, records=items_told, timeout=PATIENCE_SECONDS
+        "order_items", schema_name="orders", columns=ITEM_COLUMNS, records=items_told
     )
     return len(orders_told)
 
@@ -370,10 +156,10 @@ async def _mend_stock(connection: WriteConnection, result: Rebuilt) -> None:
     drift: dict[UUID, list[int]] = {}
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         for place, sql in enumerate((STOCK_ON_HAND, STOCK_RESERVED)):
-            for row in await connection.fetch(sql, timeout=PATIENCE_SECONDS):
+            for row in await connection.fetch(sql):
                 drift.setdefault(row["id"], [0, 0])[place] = row["drift"]
     mended = await connection.fetch(
-        _MEND, list(drift), *([units[place] for units in drift.values()] for place in (0, 1)), timeout=PATIENCE_SECONDS
+        _MEND, list(drift), *([units[place] for units in drift.values()] for place in (0, 1))
     )
     result.products = len(mended)
     result.left += [

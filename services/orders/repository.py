@@ -136,7 +136,7 @@ WITH gate AS (
                    'payment_status', :payment_status, 'currency', :currency, 'total_amount', p.total_amount::bigint,
                    'captured_amount', 0, 'refunded_amount', 0, 'item_count', p.item_count, 'version', 1,
                    'created_at', :created_text, 'updated_at', :created_text, 'items', p.items,
-                   'adjustments', '[]'::jsonb, 'payment_method', :payment_method,
+                   'adjustments', '[]'::jsonb, 'expires_at', :expires_text, 'payment_method', :payment_method,
                    'shipping_address_id', :shipping_address_id, 'tracking', NULL, 'cancel_reason', NULL,
                    'agreed_prices', :agreed),
                'after', jsonb_build_object(

@@ -246,6 +246,7 @@ class OrderAnswer(BaseModel):
     updated_at: Time
     items: list[ItemAnswer]
     adjustments: list[AdjustmentAnswer]
+    expires_at: Annotated[Time, Field(description="when it is cancelled unless it is paid")] | None
     payment_method: str | None
     shipping_address_id: str | None
     tracking: str | None
@@ -278,6 +279,7 @@ class OrderAnswer(BaseModel):
             }
         ],
         adjustments=[],
+        expires_at=None,
         payment_method=None,
         shipping_address_id=None,
         tracking=None,
@@ -390,6 +392,7 @@ def order_content(order: Order) -> dict[str, Any]:
         "updated_at": order.updated_at,
         "items": order.items,
         "adjustments": order.adjustments,
+        "expires_at": order.expires_at,
         "payment_method": order.payment_method,
         "shipping_address_id": order.shipping_address_id,
         "tracking": order.tracking,

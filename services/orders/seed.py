@@ -22,10 +22,9 @@ from services.common.ids import OrderKey
 from services.contracts.orders import Event, EventType, Order, apply
 from services.orders import domain
 from services.orders.domain import CancelReason, Command
-from services.orders.rebuild import (
+from services.orders.histories import (
     ITEM_COLUMNS,
     ORDER_COLUMNS,
-    PATIENCE_SECONDS,
     Progress,
     item_rows,
     order_row,
@@ -159,9 +158,7 @@ async def seed(
             batch = [_history(plan, offered, seed, chance) for plan in islice(plans, _BATCH_ORDERS)]
             rows += await _load(connection, batch)
         progress("statistics", orders, orders)
-        await connection.execute(
-            "ANALYZE orders.orders, orders.order_items, orders.order_events, orders.inventory", timeout=PATIENCE_SECONDS
-        )
+        await connection.execute("ANALYZE orders.orders, orders.order_items, orders.order_events, orders.inventory")
     return Seeded(products, orders, rows, time.perf_counter() - started, _buyer(seed, 0))
 
 
@@ -244,9 +241,7 @@ async def _offer(
     }
     async with connection.transaction():
         for (schema, table), (columns, records) in tables.items():
-            await connection.copy_records_to_table(
-                table, schema_name=schema, columns=columns.split(), records=records, timeout=PATIENCE_SECONDS
-            )
+            await connection.copy_records_to_table(table, schema_name=schema, columns=columns.split(), records=records)
 
 
 def _history(plan: _Plan, offered: Sequence[_Product], seed: int, chance: random.Random) -> _History:
@@ -305,6 +300,7 @@ def _placed(key: OrderKey, buyer: UUID, plan: _Plan, offered: Sequence[_Product]
         "updated_at": clock.to_text(plan.at),
         "items": items,
         "adjustments": [],
+        "expires_at": None,
         "payment_method": None,
         "shipping_address_id": None,
         "tracking": None,
@@ -343,7 +339,7 @@ async def _load(connection: WriteConnection, batch: Sequence[_History]) -> int:
     orders, items = [], []
     shipped, reserved = Counter[UUID](), Counter[UUID]()
     for history in batch:
-        row = order_row(history.key.order_id, history.order, None)
+        row = order_row(history.key.order_id, history.order)
         orders.append(tuple("[]" if column == "adjustments" else row[column] for column in ORDER_COLUMNS))
         for line in item_rows(row, history.order):
             items.append(tuple(line[column] for column in ITEM_COLUMNS))
@@ -357,12 +353,8 @@ async def _load(connection: WriteConnection, batch: Sequence[_History]) -> int:
             ("order_items", ITEM_COLUMNS, items),
             ("order_events", _EVENT_COLUMNS, [event for history in batch for event in history.events]),
         ):
-            await connection.copy_records_to_table(
-                table, schema_name="orders", columns=columns, records=records, timeout=PATIENCE_SECONDS
-            )
-        await connection.execute(
-            _MOVE_STOCK, moved, [shipped[p] for p in moved], [reserved[p] for p in moved], timeout=PATIENCE_SECONDS
-        )
+            await connection.copy_records_to_table(table, schema_name="orders", columns=columns, records=records)
+        await connection.execute(_MOVE_STOCK, moved, [shipped[p] for p in moved], [reserved[p] for p in moved])
     return len(orders) + len(items) + sum(len(history.events) for history in batch)
 
 

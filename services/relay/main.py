@@ -8,6 +8,7 @@ import asyncio
 import signal
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Any
 from uuid import UUID
 
 import structlog
@@ -174,13 +175,20 @@ async def run(settings: RelaySettings) -> None:
     stopped = asyncio.create_task(stop.wait())
     # A task that ends has failed in a way nobody foresaw: end the process, so that it is seen and started again.
     done, _ = await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
-    for task in (stopped, *tasks):
-        task.cancel()
-    await asyncio.gather(stopped, *tasks, return_exceptions=True)
+    await cancelled(stopped, *tasks)
     await alarm.close()
     await database.close()
     for task in done - {stopped}:
         task.result()
+
+
+async def cancelled(*tasks: asyncio.Task[Any]) -> None:
+    """All have ended. They are told again, as aiokafka's closing may swallow a cancellation."""
+    ending: set[asyncio.Task[Any]] = set(tasks)
+    while ending:
+        for task in ending:
+            task.cancel()
+        _, ending = await asyncio.wait(ending, timeout=1.0)
 
 
 def main() -> None:

@@ -134,6 +134,7 @@ async def placement(owner: "Connection", *, lines: int = 3, key: str = "k") -> d
         "payment_method": None,
         "shipping_address_id": None,
         "expires_at": None,
+        "expires_text": None,
         "actor": "process:test",
         "traceparent": None,
     }

@@ -189,6 +189,10 @@ async def test_a_key_used_for_something_else_is_refused_and_anothers_key_is_anot
     ship = await shop.command(order, "ship", {"tracking": "1"}, key="s")
     assert refused(await shop.command(order, "ship", {"tracking": "2"}, key="s")) == "422 key_reused"
     assert same(await shop.command(order, "ship", {"tracking": "1"}, key="s"), ship)
+    second = await shop.placed((product, 1))
+    assert refused(await shop.command(second, "ship", {"tracking": "1"}, key="s")) == "422 key_reused"
+    assert (await shop.command(second, "ship", key="e")).status_code == 200
+    assert refused(await shop.command(second, "deliver", key="e", if_match='"2"')) == "422 key_reused"
 
 
 @pytest.mark.parametrize("name", list(Command))

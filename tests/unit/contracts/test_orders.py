@@ -32,7 +32,7 @@ def placed(*quantities: int, **more: Any) -> Event:
         for n, quantity in enumerate(quantities, start=1)
     ]
     change = {
-        **dict.fromkeys(("payment_method", "shipping_address_id", "tracking", "cancel_reason")),
+        **dict.fromkeys(("expires_at", "payment_method", "shipping_address_id", "tracking", "cancel_reason")),
         **AFTER,
         **{"order_id": "o", "captured_amount": 0, "refunded_amount": 0, "item_count": len(items), "version": 1},
         **{"created_at": "t1", "updated_at": "t1", "items": items, "adjustments": [], "agreed_prices": False, **more},

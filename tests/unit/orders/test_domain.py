@@ -35,6 +35,7 @@ def order(status: str, *quantities: int, products: str = "AB") -> Order:
         updated_at="",
         items=items,
         adjustments=(),
+        expires_at=None,
         payment_method=None,
         shipping_address_id=None,
         tracking=None,

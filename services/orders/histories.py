@@ -1,0 +1,230 @@
+"""Orders with all that is stored of them, read a month at a time, and the rows that their events tell."""
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import lru_cache
+from typing import Any, Final
+from uuid import UUID
+
+import orjson
+
+from services.common import clock, ids
+from services.common.db import Database, Row, WriteConnection
+from services.contracts.orders import Event, Order, fold
+from services.orders.tables import order_items, orders
+
+_PATIENCE_SECONDS: Final = 86_400.0  # for one statement: the pool's own limit is meant for requests
+
+# An operator's session: no haste, plans for the month at hand, and memory for one month's sort but not for more.
+_SESSION: Final = """
+SET statement_timeout = 0; SET transaction_timeout = 0; SET idle_in_transaction_session_timeout = 0;
+SET plan_cache_mode = force_custom_plan; SET enable_seqscan = on; SET enable_partitionwise_join = on;
+SET work_mem = '32MB'
+"""
+
+Progress = Callable[[str, int, int], None]  # what is being done, and how much of how much is
+
+
+def silent(_what: str, _done: int, _total: int) -> None:
+    """No progress is shown."""
+
+
+@asynccontextmanager
+async def unhurried(url: str, application_name: str) -> AsyncIterator[WriteConnection]:
+    """One connection without the limits of a request."""
+    database = Database(url, application_name=application_name, size_max=1, command_timeout_seconds=_PATIENCE_SECONDS)
+    await database.open()
+    try:
+        async with database.session() as connection:
+            await connection.execute(_SESSION)
+            yield connection
+    finally:
+        await database.close()
+
+
+async def months_of(connection: WriteConnection) -> list[datetime]:
+    """The first instants of the months there are partitions for, oldest first."""
+    rows = await connection.fetch(
+        "SELECT DISTINCT first_on::timestamptz AS month FROM orders.months WHERE first_on IS NOT NULL ORDER BY month"
+    )
+    return [row["month"] for row in rows]
+
+
+_BATCH_ORDERS_MAX: Final = 2_000
+_BATCH_LINES: Final = 10_000  # wanted of a batch: orders of a thousand lines come in batches of ten
+_LAST_ID: Final = UUID(int=2**128 - 1)
+
+# What data that no event has makes of a fold.
+UNFOLDABLE: Final = (ValueError, KeyError, TypeError, AttributeError)
+
+# In the order of order_id, which is that of (created_at, order_id). Index: primary key; one partition.
+_IDS: Final = """
+(SELECT order_id FROM orders.orders
+ WHERE created_at >= $1 AND created_at < $2 AND order_id > $3 ORDER BY order_id LIMIT $4)
+UNION
+(SELECT DISTINCT order_id FROM orders.order_events
+ WHERE created_at >= $1 AND created_at < $2 AND order_id > $3 ORDER BY order_id LIMIT $4)
+ORDER BY order_id LIMIT $4
+"""
+ORDER_COLUMNS: Final = tuple(orders.columns.keys())
+ITEM_COLUMNS: Final = tuple(order_items.columns.keys())
+_COLUMNS: Final = {
+    "orders": ", ".join(ORDER_COLUMNS),
+    "order_items": ", ".join(ITEM_COLUMNS),
+    # RFC 3339 as common/clock writes it; here it costs half of what it would there, and on the server's core
+    "order_events": "order_id, version, type, data, actor,"
+    """ to_char(occurred_at, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS occurred_at""",
+}
+_BETWEEN: Final = "order_id > $3 AND order_id <= $4"
+AMONG: Final = "order_id = ANY($3)"
+
+
+@dataclass(slots=True)
+class History:
+    """All that is stored of one order."""
+
+    order_id: UUID
+    row: Row | None = None
+    items: list[Row] = field(default_factory=list)
+    events: list[Row] = field(default_factory=list)
+
+    def order(self) -> Order:
+        """The fold of its events; one of UNFOLDABLE when there is none."""
+        text = ids.to_text(self.order_id)
+        order = fold(
+            Event(
+                event_id="",  # the fold does not read it, and its text costs more than all the rest
+                order_id=text,
+                version=row["version"],
+                type=row["type"],
+                occurred_at=row["occurred_at"],
+                actor=row["actor"],
+                data=orjson.loads(row["data"]),
+            )
+            for row in self.events
+        )
+        if order.order_id != text:
+            raise ValueError(f"its first event is of order {order.order_id}")
+        return order
+
+    def differences(self, order: Order) -> tuple[list[str], list[str]]:
+        """Where its row, and where its lines, are not what `order` tells, column by column."""
+        told = order_row(self.order_id, order)
+        lines = {line["line_no"]: line for line in item_rows(told, order)}
+        found = {row["line_no"]: dict(row) for row in self.items}
+        if self.row is None:
+            differing = ["there is no row for its events"]
+        else:
+            differing = _unlike({**self.row, "adjustments": orjson.loads(self.row["adjustments"])}, told)
+        if found == lines:
+            return differing, []
+        return differing, [
+            f"line {number}: {difference}"
+            for number in sorted(found.keys() | lines.keys())
+            for difference in (
+                ["it is missing"]
+                if number not in found
+                else ["its events know of none"]
+                if number not in lines
+                else _unlike(found[number], lines[number])
+            )
+        ]
+
+
+def order_row(order_id: UUID, order: Order) -> dict[str, Any]:
+    """The row of `orders` that `order` tells, every column of it."""
+    created_at = datetime.fromisoformat(order.created_at)
+    user_id = UUID(order.user_id)
+    return {
+        "order_id": order_id,
+        "created_at": created_at,
+        "shard": ids.shard_of(user_id),
+        "user_id": user_id,
+        "status": order.status,
+        "payment_status": order.payment_status,
+        "currency": order.currency,
+        "total_amount": order.total_amount,
+        "captured_amount": order.captured_amount,
+        "refunded_amount": order.refunded_amount,
+        "item_count": order.item_count,
+        "adjustments": list(order.adjustments),
+        "expires_at": None if order.expires_at is None else datetime.fromisoformat(order.expires_at),
+        "payment_method": order.payment_method,
+        "shipping_address_id": order.shipping_address_id,
+        "tracking": order.tracking,
+        "cancel_reason": order.cancel_reason,
+        "version": order.version,
+        "updated_at": datetime.fromisoformat(order.updated_at),
+    }
+
+
+def item_rows(row: Mapping[str, Any], order: Order) -> list[dict[str, Any]]:
+    """The rows of `order_items` that `order` tells, every column of them; `row` is that of `orders`."""
+    return [
+        {
+            "order_id": row["order_id"],
+            "created_at": row["created_at"],
+            "shard": row["shard"],
+            "line_no": item.line_no,
+            "product_id": _product_id(item.product_id),
+            "name": item.name,
+            "quantity": item.quantity,
+            "unit_price": item.unit_price,
+            "line_total": item.line_total,
+            "shipped_quantity": item.shipped_quantity,
+            "returned_quantity": item.returned_quantity,
+        }
+        for item in order.items
+    ]
+
+
+_product_id = lru_cache(maxsize=65_536)(ids.from_text)  # few products stand on most lines
+
+
+def _unlike(found: Mapping[str, Any], told: Mapping[str, Any]) -> list[str]:
+    if found == told:
+        return []
+    return [
+        f"{column} is {found.get(column)}, its events say {told.get(column)}"
+        for column in (*told, *(found.keys() - told.keys()))
+        if found.get(column) != told.get(column)
+    ]
+
+
+async def histories(connection: WriteConnection, month: datetime) -> AsyncIterator[list[History]]:
+    """All orders of a month, in batches small enough for memory, in the order of their ids."""
+    within = (month, clock.add_months(month, 1))
+    after, size = UUID(int=0), _BATCH_ORDERS_MAX // 10
+    while after != _LAST_ID:
+        found = await connection.fetch(_IDS, *within, after, size)
+        upto = found[-1]["order_id"] if len(found) == size else _LAST_ID
+        batch = await read(connection, _BETWEEN, *within, after, upto)
+        yield batch
+        lines = sum(len(history.items) + len(history.events) for history in batch)
+        size = max(10, min(_BATCH_ORDERS_MAX, 2 * size, size * _BATCH_LINES // max(lines, 1)))
+        after = upto
+
+
+async def read(connection: WriteConnection, which: str, *arguments: object) -> list[History]:
+    """The orders that `which` names by these arguments, the first two of them the bounds of their month."""
+    rows = {
+        table: await connection.fetch(
+            f"SELECT {columns} FROM orders.{table} WHERE created_at >= $1 AND created_at < $2 AND {which}"  # noqa: S608 # constants
+            f" ORDER BY order_id{', version' if table == 'order_events' else ''}",
+            *arguments,
+        )
+        for table, columns in _COLUMNS.items()
+    }
+    found = {row["order_id"]: History(row["order_id"], row) for row in rows["orders"]}
+
+    def of(row: Row) -> History:
+        order_id = row["order_id"]
+        return found.get(order_id) or found.setdefault(order_id, History(order_id))
+
+    for row in rows["order_items"]:
+        of(row).items.append(row)
+    for row in rows["order_events"]:
+        of(row).events.append(row)
+    return list(found.values())
