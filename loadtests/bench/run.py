@@ -16,28 +16,33 @@ import tempfile
 import uuid
 from pathlib import Path
 
+import asyncpg
 import httpx
 import psutil
 
-from services.cli.up import any_product, prepare
+from services.cli.up import prepare
+from services.common import ids
 from services.common.settings import ProcessSettings
 from services.embedded import keys
 from services.embedded.processes import PROCESSES, Process
 from services.embedded.room import free_port_base
 from services.embedded.settings import StackSettings
 from services.embedded.supervisor import Stack
+from services.orders import seed
 
 CONNECTIONS = 16
 ORDERS = 500
+PRODUCTS, STOCK = 1_000, 1_000_000
 BARE_PORT = 5  # offset from the stack's base, beside the processes'
 
 PLACE = """
 local n = 0
 local prefix = "{prefix}"
+local bodies = {{{bodies}}}
 request = function()
   n = n + 1
   return wrk.format("POST", "/v1/orders", {{["Authorization"] = "Bearer {token}", ["Content-Type"] = "application/json",
-    ["Idempotency-Key"] = prefix .. n}}, '{body}')
+    ["Idempotency-Key"] = prefix .. n}}, bodies[n % #bodies + 1])
 end
 response = function(status) if status ~= 201 then print("unexpected status " .. status) os.exit(1) end end
 """
@@ -86,6 +91,7 @@ async def main(rounds: int, seconds: int) -> None:
         )
         processes = [process for process in PROCESSES if process.name != "outbox-relay"]
         async with Stack(settings, processes=(*processes, bare), prepare=prepare) as stack:
+            await seed.seed(stack.addresses.postgres, products=PRODUCTS, stock=STOCK, orders=0, months=1, seed=1)
             await compare(stack, rounds, seconds)
 
 
@@ -103,19 +109,29 @@ async def compare(stack: Stack, rounds: int, seconds: int) -> None:
         sub=str(uuid.uuid4()),
         scope="orders:read orders:write",
     )
-    product = await any_product(stack.addresses.postgres)
-    body = json.dumps({"currency": "USD", "items": [{"product_id": product, "quantity": 1}]})
+    connection = await asyncpg.connect(stack.addresses.postgres)
+    products = [ids.to_text(row[0]) for row in await connection.fetch("SELECT product_id FROM orders.products")]
+    await connection.close()
+    # Baskets of one to three of many products: what is measured is placing, not the queue for one product's stock.
+    bodies = [
+        json.dumps(
+            {"currency": "USD", "items": [{"product_id": p, "quantity": 1} for p in products[n : n + 1 + n % 3]]}
+        )
+        for n in range(len(products) - 2)
+    ]
     orders = []
     async with httpx.AsyncClient(base_url=urls["ours"], headers={"Authorization": f"Bearer {token}"}) as client:
         for number in range(ORDERS):
             placed = await client.post(
                 "/v1/orders",
-                content=body,
+                content=bodies[number],
                 headers={"Idempotency-Key": f"seed-{number}", "Content-Type": "application/json"},
             )
             orders.append(placed.raise_for_status().json()["order_id"])
     scripts = {
-        "POST /v1/orders": lambda: PLACE.format(prefix=secrets.token_hex(6), token=token, body=body),
+        "POST /v1/orders": lambda: PLACE.format(
+            prefix=secrets.token_hex(6), token=token, bodies=", ".join(f"'{body}'" for body in bodies)
+        ),
         "GET /v1/orders/{id}": lambda: GET.format(ids=", ".join(f'"{order}"' for order in orders), token=token),
     }
     for name, script in scripts.items():

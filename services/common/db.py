@@ -129,7 +129,8 @@ class Database:
         self._settings = {**SESSION, "application_name": application_name}
         self._size_max, self._size_min = size_max, size_min
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
-        self._taken = 0  # connections out, and callers that wait for one
+        self._kept: list[WriteConnection] = []  # idle, and not given back: the pool's own way there and back is long
+        self._waiting = 0  # callers the pool has none for
 
     async def open(self) -> None:
         """Connections can be taken afterwards. Raises TransientError when the server does not answer."""
@@ -150,7 +151,7 @@ class Database:
             raise translate(error) from error
         self._pool = pool
         metrics.db_pool_connections.labels("open").set_function(pool.get_size)
-        metrics.db_pool_connections.labels("idle").set_function(pool.get_idle_size)
+        metrics.db_pool_connections.labels("idle").set_function(lambda: pool.get_idle_size() + len(self._kept))
 
     async def close(self) -> None:
         """Every connection is closed; statements under way are given a moment."""
@@ -158,17 +159,16 @@ class Database:
             pool, self._pool = self._pool, None
             try:
                 async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS):
+                    while self._kept:
+                        await pool.release(self._kept.pop())
                     await pool.close()
             except TimeoutError:
                 pool.terminate()
 
     async def rows(self, statement: Statement, **values: object) -> list[Row]:
         """All rows of `statement`, which is its own transaction (READ COMMITTED): one round trip."""
-        connection = await self.acquire()
-        try:
+        async with self.session() as connection:
             return await statement.rows(connection, **values)
-        finally:
-            await self.release(connection)
 
     async def read(self, statement: Statement, **values: object) -> list[Row]:
         """As `rows`, for a statement that only reads: when it fails in passing it is run again, up to a second."""
@@ -189,31 +189,30 @@ class Database:
             except (asyncpg.PostgresError, *_CONNECTION_LOST) as error:  # BEGIN or COMMIT; statements translate theirs
                 raise translate(error) from error
 
-    async def acquire(self) -> WriteConnection:
-        """A connection, to be given back with `release`. TransientError when there is none in time."""
+    async def _take(self) -> WriteConnection:
+        """A connection. TransientError when there is none in time."""
+        while self._kept:
+            connection = self._kept.pop()
+            if _alive(connection):
+                return connection  # a dead one is the pool's again already
         if self._pool is None:
             raise TransientError("not connected")
         started = time.perf_counter()
-        # The time-out costs as much as the rest, and is needed only by those who may have to wait.
-        timeout = None if self._taken < self._size_max else ACQUIRE_TIMEOUT_SECONDS
-        self._taken += 1
+        self._waiting += 1
         try:
-            return WriteConnection(ReadConnection(await self._pool.acquire(timeout=timeout)))
-        except BaseException as error:
-            self._taken -= 1
-            if not isinstance(error, (asyncpg.PostgresError, *_CONNECTION_LOST)):
-                raise
+            return WriteConnection(ReadConnection(await self._pool.acquire(timeout=ACQUIRE_TIMEOUT_SECONDS)))
+        except (asyncpg.PostgresError, *_CONNECTION_LOST) as error:
             metrics.db_errors_total.labels("connect", getattr(error, "sqlstate", None) or "connection").inc()
             raise translate(error) from error
         finally:
+            self._waiting -= 1
             elapsed = time.perf_counter() - started
             metrics.db_pool_wait_seconds.observe(elapsed)
             if (timings := metrics.request_timings.get()) is not None:
                 timings.pool += elapsed
 
-    async def release(self, connection: WriteConnection) -> None:
-        """The connection is there for others."""
-        self._taken -= 1
+    async def _give_back(self, connection: WriteConnection) -> None:
+        """The pool has it, which waits for the end of a cancelled statement and replaces a closed connection."""
         if self._pool is not None:
             await self._pool.release(connection)
 
@@ -221,15 +220,28 @@ class Database:
 class _Session:
     """A connection for the time of an `async with`."""
 
+    __slots__ = ("_connection", "_database")
+
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def __aenter__(self) -> WriteConnection:
-        self._connection = await self._database.acquire()
+        self._connection = await self._database._take()
         return self._connection
 
-    async def __aexit__(self, *_: object) -> None:
-        await self._database.release(self._connection)
+    async def __aexit__(self, kind: object, *_: object) -> None:
+        database = self._database
+        if kind is None and not database._waiting and database._pool is not None:
+            database._kept.append(self._connection)
+        else:
+            await database._give_back(self._connection)
+
+
+def _alive(connection: WriteConnection) -> bool:
+    try:
+        return not connection.is_closed()
+    except asyncpg.InterfaceError:  # the pool has noticed its end, and taken it back
+        return False
 
 
 def discard(connection: ReadConnection) -> None:

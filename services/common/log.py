@@ -7,6 +7,7 @@ from contextvars import ContextVar
 from types import MappingProxyType
 
 import orjson
+import stamina
 import structlog
 
 # What every line of a request carries. One variable set once: binding each by structlog costs several microseconds.
@@ -24,6 +25,7 @@ def configure(process: str, level: str = "INFO") -> None:
         structlog.processors.format_exc_info,
     ]
     structlog.contextvars.bind_contextvars(process=process)
+    stamina.instrumentation.set_on_retry_hooks([])  # whoever retries says so once, and counts
     structlog.configure(
         processors=[*shared, structlog.processors.JSONRenderer(serializer=_dumps)],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),

@@ -18,7 +18,7 @@ from services.common.errors import DomainError, not_found, unavailable
 from services.common.idempotency import key_reused
 from services.common.ids import OrderKey
 from services.common.money import AMOUNT_MAX
-from services.contracts.orders import Event, EventType, Order, OrderStatus, apply, fold
+from services.contracts.orders import Event, EventType, Order, OrderStatus, apply
 from services.orders import domain
 from services.orders.domain import Command
 from services.orders.repository import (
@@ -31,7 +31,7 @@ from services.orders.repository import (
     LOCK,
     PLACE,
     REPLAY,
-    events_from,
+    order_from,
 )
 from services.orders.tables import SLICES
 
@@ -214,7 +214,7 @@ async def command_order(
                 _check_version(rows[0]["version"], if_match)
                 # Read only now, in a snapshot taken after the lock was granted.
                 events = await GET_EVENTS.rows(connection, **by_id, **owner, after_version=0, limit=ALL_EVENTS)
-                before = fold(events_from(events, ids.to_text(order_key.order_id)))
+                before = order_from(events, ids.to_text(order_key.order_id))
                 event = _decide(before, command, details, event_id=event_id, actor=caller.actor, now=now)
                 order = apply(before, event)
                 await _judged(ADVANCE.rows(connection, **_advanced(before, order, event, event_id, traceparent, now)))
@@ -334,7 +334,7 @@ async def _replayed(database: Database, shard: int, key: Key, *, missing: Domain
         idempotency_conflicts_total.labels("key_reused").inc()
         raise key_reused()
     idempotency_replays_total.inc()
-    return Outcome(fold(events_from(rows, ids.to_text(rows[0]["resource"]))), replayed=True)
+    return Outcome(order_from(rows, ids.to_text(rows[0]["resource"])), replayed=True)
 
 
 async def create_months(database: Database, current: datetime, months_ahead: int) -> list[datetime]:

@@ -7,11 +7,11 @@ from typing import Final, NamedTuple
 from uuid import UUID
 
 from services.common import clock, ids
-from services.common.db import Database
+from services.common.db import Database, Row
 from services.common.errors import not_found
 from services.common.ids import OrderKey
-from services.contracts.orders import Event, Order, fold
-from services.orders.repository import ALL_EVENTS, GET_EVENTS, events_from, statement
+from services.contracts.orders import Event, Order
+from services.orders.repository import ALL_EVENTS, GET_EVENTS, events_from, order_from, statement
 from services.orders.tables import PARTITIONED
 
 MONTHS_PER_PAGE_MAX: Final = 24  # what one list request may walk; beyond that the page is short and has a cursor
@@ -88,13 +88,18 @@ class Stock:
 
 async def get_order(database: Database, key: OrderKey, reader: Reader) -> Order:
     """The order as it stands. 404 `not_found` when it is missing or not the reader's. One round trip."""
-    return fold((await get_events(database, key, reader, after_version=0, limit=ALL_EVENTS))[1])
+    return order_from(await _event_rows(database, key, reader, 0, ALL_EVENTS), ids.to_text(key.order_id))
 
 
 async def get_events(
     database: Database, key: OrderKey, reader: Reader, *, after_version: int, limit: int
 ) -> tuple[int, list[Event]]:
     """The order's version, and its events after `after_version` in order. 404 as get_order. One round trip."""
+    rows = await _event_rows(database, key, reader, after_version, limit)
+    return rows[0]["order_version"], events_from(rows, ids.to_text(key.order_id))
+
+
+async def _event_rows(database: Database, key: OrderKey, reader: Reader, after_version: int, limit: int) -> list[Row]:
     rows = await database.read(
         GET_EVENTS,
         order_id=key.order_id,
@@ -107,7 +112,7 @@ async def get_events(
     )
     if not rows:
         raise not_found()
-    return rows[0]["order_version"], events_from(rows, ids.to_text(key.order_id))
+    return rows
 
 
 async def list_orders(
@@ -134,7 +139,7 @@ async def list_orders(
     found = sorted(
         ((order_id, list(group)) for order_id, group in groupby(rows, key=lambda row: row["order_id"])), reverse=True
     )
-    orders = tuple(fold(events_from(group, ids.to_text(order_id))) for order_id, group in found)
+    orders = tuple(order_from(group, ids.to_text(order_id)) for order_id, group in found)
     if len(orders) == limit:
         last = ids.order_key(found[-1][0])
         return Page(orders, Position(last.created_at, last.order_id))

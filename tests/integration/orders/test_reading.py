@@ -43,6 +43,7 @@ async def pages(shop: Shop, path: str = "/v1/orders", **params: Any) -> list[lis
         assert response.status_code == 200, response.text
         page = response.json()
         found.append(page["data"])
+        assert len(found) < 200, "the cursors lead nowhere"
         cursor = page["next_cursor"]
         if cursor is None:
             return found

@@ -1,0 +1,320 @@
+"""From the outbox to Kafka: in order, whole, woken, and past whatever dies."""
+
+import asyncio
+import gc
+import signal
+import time
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import asyncpg
+import orjson
+import pytest
+
+from services.common import ids, stream
+from services.common.outbox import Wake
+from services.contracts.envelope import ORDERS_TOPIC
+from services.embedded.supervisor import Stack
+from services.relay.settings import RelaySettings
+from tests.integration.relay.conftest import Topic, eventually, kafka_beside, listening, metric, relaying
+from tests.shop import Shop
+
+Owner: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+PRODUCER_TIMEOUT_SECONDS = 1.0
+
+
+async def _empty(owner: Owner) -> bool:
+    return not await owner.fetchval("SELECT count(*) FROM orders.outbox")
+
+
+async def _delivered(shop: Shop, product: str = "") -> dict[str, Any]:
+    """An order with three events."""
+    order = await shop.placed((product or await shop.product(), 1))
+    order = (await shop.command(order, "ship", {"tracking": "T-1"})).json()
+    order = (await shop.command(order, "deliver")).json()
+    assert order["version"] == 3
+    return dict(order)
+
+
+def _polls() -> float:
+    return metric("db_query_seconds_count", statement="outbox_read")
+
+
+async def _polled(times: int = 1) -> None:
+    """The relay has looked so many times more."""
+    goal = _polls() + times
+
+    async def reached() -> bool:
+        return _polls() >= goal
+
+    await eventually(reached, "a poll")
+
+
+async def test_events_come_in_order_with_their_headers_and_the_same_bytes_the_api_shows(
+    shop: Shop, settings: RelaySettings, topic: Topic, owner: Owner
+) -> None:
+    traceparent = f"00-{uuid.uuid4().hex}-{'1' * 16}-01"
+    order = (await shop.place((await shop.product(), 1), headers={"traceparent": traceparent})).json()
+    order = (await shop.command(order, "ship")).json()
+    order = (await shop.command(order, "deliver")).json()
+    async with relaying(settings):
+        records = await topic.of(order["order_id"], 3)
+        await eventually(lambda: _empty(owner), "published rows are deleted")
+    events = (await shop.get(f"/v1/orders/{order['order_id']}/events")).json()["data"]
+    assert [event["version"] for event in events] == [1, 2, 3]
+    assert [orjson.loads(record.value) for record in records] == events
+    assert len({record.partition for record in records}) == 1
+    for record, event in zip(records, events, strict=True):
+        headers = {name: value.decode() for name, value in record.headers}
+        trace = headers.pop("traceparent")
+        assert headers == {
+            "ce_specversion": "1.0",
+            "ce_id": event["event_id"],
+            "ce_type": event["type"],
+            "ce_source": "/orders",
+            "ce_subject": order["order_id"],
+            "ce_time": event["occurred_at"],
+            "ce_sequence": f"{event['version']:020d}",
+            "ce_partitionkey": order["order_id"],
+            "content-type": "application/json",
+        }
+        assert len(record.headers) == len(headers) + 1, "a header twice"
+        assert (trace == traceparent) == (event["version"] == 1)
+        assert len(trace) == 55
+
+
+async def test_many_orders_at_once_each_keep_their_order(
+    shop: Shop, settings: RelaySettings, topic: Topic, owner: Owner
+) -> None:
+    product = await shop.product()
+    async with relaying(settings, batch_rows_per_slice=3):  # so that an order's rows fall into several batches
+        orders = await asyncio.gather(*(_delivered(shop, product) for _ in range(40)))
+        for order in orders:
+            await topic.of(order["order_id"], 3, seconds=30)
+        await eventually(lambda: _empty(owner), "published rows are deleted")
+    await topic.poll()
+    assert [topic.versions(order["order_id"]) for order in orders] == [[1, 2, 3]] * len(orders)
+
+
+async def test_a_writer_wakes_the_relay_long_before_it_would_poll(
+    shop: Shop, settings: RelaySettings, topic: Topic
+) -> None:
+    pause = 2.0
+    async with relaying(settings, poll_seconds_min=pause, poll_seconds_max=pause):
+        woken = []
+        for _ in range(3):
+            await _polled()  # so that the next poll is a whole pause away
+            started = time.monotonic()
+            order = await shop.placed()
+            await topic.of(order["order_id"], 1)
+            woken.append(time.monotonic() - started)
+        assert max(woken) < pause / 2, woken
+    # And it is the hint that does it: to a relay that hears none, the same takes a pause.
+    async with relaying(settings, poll_seconds_min=pause, poll_seconds_max=pause, valkey_url="redis://127.0.0.1:1"):
+        await _polled(2)
+        started = time.monotonic()
+        order = await shop.placed()
+        await topic.of(order["order_id"], 1)
+        assert time.monotonic() - started > pause / 2
+
+
+async def test_a_hint_without_a_row_is_harmless(settings: RelaySettings, valkey_url: str) -> None:
+    wake = Wake(valkey_url)
+    wake.start()
+    async with relaying(settings):
+        await _polled()
+        wake()
+        await _polled(2)
+    await wake.close()
+
+
+async def test_a_row_without_its_event_parks_its_order_and_no_other(
+    shop: Shop, settings: RelaySettings, topic: Topic, owner: Owner
+) -> None:
+    parked = await shop.placed()
+    key = ids.order_key(ids.from_text(parked["order_id"]))
+    await owner.execute(
+        "INSERT INTO orders.outbox (shard, slice, order_id, created_at, version) VALUES ($1, $2, $3, $4, 99)",
+        *(key.shard, key.shard % 16, key.order_id, key.created_at),
+    )
+    assert (await shop.command(parked, "ship")).status_code == 200  # its row stands behind the one that cannot go
+    other = await _delivered(shop)  # of the same buyer, so in the same slice, behind both
+    assert ids.order_key(ids.from_text(other["order_id"])).shard == key.shard
+    async with relaying(settings):
+        await topic.of(other["order_id"], 3)
+        assert metric("outbox_parked_orders", outbox="orders") == 1
+        assert (await shop.command(parked | {"version": 2}, "deliver")).status_code == 200
+        last = await _delivered(shop)
+        await topic.of(last["order_id"], 3)
+        await topic.poll()
+        assert topic.versions(parked["order_id"]) == [1]
+
+        async def seen_from_outside() -> bool:
+            return metric("outbox_depth", outbox="orders") == 3
+
+        await eventually(seen_from_outside, "what waits is counted")
+        rows = await owner.fetch("SELECT order_id, version FROM orders.outbox ORDER BY position")
+        assert [(row["order_id"], row["version"]) for row in rows] == [(key.order_id, v) for v in (99, 2, 3)]
+
+
+@pytest.mark.parametrize("character", ["\N{TEAPOT}", "\x01", '"'], ids=["four bytes", "escaped in six", "quote"])
+async def test_the_largest_legal_order_reaches_kafka(
+    shop: Shop, settings: RelaySettings, topic: Topic, owner: Owner, character: str
+) -> None:
+    product = await shop.product(name=character * 200, price=10**12, stock=10**7)
+    order = (await shop.place(*[(product, 4)] * 2_000)).json()
+    assert order["item_count"] == 2_000, order
+    async with relaying(settings):
+        (record,) = await topic.of(order["order_id"], 1, seconds=30)
+        await eventually(lambda: _empty(owner), "published rows are deleted")
+    event = orjson.loads(record.value)
+    assert len(event["data"]["change"]["items"]) == 2_000
+    assert event == (await shop.get(f"/v1/orders/{order['order_id']}/events")).json()["data"][0]
+    assert metric("outbox_parked_orders", outbox="orders") <= 1, "it was parked as too large"
+
+
+async def test_an_idle_relay_asks_the_database_at_most_four_times_a_second(
+    settings: RelaySettings, owner: Owner
+) -> None:
+    await owner.execute("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
+
+    async def asked() -> int:
+        calls: int = await owner.fetchval(
+            "SELECT coalesce(sum(calls), 0)::bigint FROM pg_stat_statements"
+            " WHERE userid = 'outbox_relay'::regrole AND dbid = (SELECT oid FROM pg_database"
+            " WHERE datname = current_database())"
+        )
+        return calls
+
+    async with relaying(settings):
+        await _polled(20)  # it has started, claimed its slices, and grown slow
+        before, started = await asked(), time.monotonic()
+        assert before > 0
+        await _polled(20)
+        rate = (await asked() - before) / (time.monotonic() - started)
+    assert 1 < rate <= 4, f"{rate:.2f} statements a second"
+
+
+async def test_a_second_relay_takes_over_when_the_firsts_connection_dies(
+    shop: Shop, settings: RelaySettings, topic: Topic, owner: Owner
+) -> None:
+    async def holder(slices: int = 16) -> int | None:
+        """The backend that holds all slices."""
+        rows = await owner.fetch(
+            "SELECT pid, count(*) AS slices FROM pg_locks"
+            " WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database"
+            " WHERE datname = current_database()) GROUP BY pid"
+        )
+        return next((row["pid"] for row in rows if row["slices"] == slices), None)
+
+    async with relaying(settings, claim_seconds=600):
+        first = await eventually(holder, "the first has all slices")
+        async with relaying(settings, claim_seconds=0.02):
+            await topic.of((await _delivered(shop))["order_id"], 3)
+            assert await holder() == first, "who comes second waits"
+            order = await shop.placed()
+            assert await owner.fetchval("SELECT pg_terminate_backend($1)", first)
+
+            async def taken_over() -> bool:
+                return await holder() not in {None, first}
+
+            await eventually(taken_over, "the second has all slices")
+            order = (await shop.command(order, "ship")).json()
+            order = (await shop.command(order, "deliver")).json()
+            await topic.of(order["order_id"], 3)
+            await eventually(lambda: _empty(owner), "published rows are deleted")
+            await topic.poll()
+            versions = topic.versions(order["order_id"])
+            assert list(dict.fromkeys(versions)) == [1, 2, 3], versions
+
+
+async def test_a_relay_that_ends_gives_its_slices_back(settings: RelaySettings) -> None:
+    for _ in range(2):
+        async with relaying(settings):
+
+            async def has_all() -> bool:
+                return metric("outbox_slices", outbox="orders") == 16
+
+            await eventually(has_all, "all slices")
+
+
+@pytest.fixture
+async def own_kafka(stack: Stack, tmp_path: Path) -> AsyncIterator[Stack]:
+    """A Kafka that may be hurt."""
+    async with kafka_beside(stack, tmp_path) as started:
+        yield started
+        started.send_signal("kafka", signal.SIGCONT)  # or it would not hear that it shall stop
+
+
+def _failures() -> float:
+    return metric("relay_failures_total", part="kafka")
+
+
+@pytest.mark.parametrize("how", ["killed", "frozen"])
+async def test_while_kafka_is_away_rows_wait_and_then_go_out_in_order(
+    shop: Shop, settings: RelaySettings, own_kafka: Stack, owner: Owner, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    # The time-outs that would make this test last a minute.
+    monkeypatch.setattr(stream, "PUBLISH_TIMEOUT_SECONDS", PRODUCER_TIMEOUT_SECONDS)
+    monkeypatch.setattr(stream, "REQUEST_TIMEOUT_MS", int(PRODUCER_TIMEOUT_SECONDS * 1000))
+    kafka_url = own_kafka.addresses.kafka
+    async with relaying(settings, kafka_url=kafka_url), listening(kafka_url) as topic:
+        early = await shop.placed()
+        await topic.of(early["order_id"], 1)
+        failures = _failures()
+        if how == "killed":
+            await own_kafka.kill("kafka")
+        else:
+            own_kafka.send_signal("kafka", signal.SIGSTOP)
+        early = (await shop.command(early, "ship")).json()
+        product = await shop.product()
+        orders = await asyncio.gather(*(_delivered(shop, product) for _ in range(5)))  # orders are taken
+
+        async def waits() -> bool:
+            return _failures() >= failures + 2 and metric("outbox_depth", outbox="orders") == 16
+
+        await eventually(waits, "failures and depth in metrics", seconds=20)
+        assert await owner.fetchval("SELECT count(*) FROM orders.outbox") == 16
+        if how == "frozen":
+            own_kafka.send_signal("kafka", signal.SIGCONT)
+        await own_kafka.ready("kafka")
+        early = (await shop.command(early, "deliver")).json()
+        await eventually(lambda: _empty(owner), "all is published", seconds=30)
+        for order in (early, *orders):
+            await topic.of(order["order_id"], 3, seconds=30)
+    async with listening(kafka_url):
+        gc.collect()
+        senders = [task for task in asyncio.all_tasks() if "_sender_routine" in repr(task.get_coro())]
+        assert not senders, "a producer that was given up still sends"
+    for order in (early, *orders):
+        versions = topic.versions(order["order_id"])
+        assert list(dict.fromkeys(versions)) == [1, 2, 3], versions
+
+
+async def test_a_publisher_that_fails_sends_nothing_afterwards(
+    own_kafka: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "PUBLISH_TIMEOUT_SECONDS", PRODUCER_TIMEOUT_SECONDS)
+    kafka_url = own_kafka.addresses.kafka
+    async with listening(kafka_url) as topic:
+        messages = [
+            stream.Message(b"one", bytes([number]) * 200_000, [("ce_sequence", b"%020d" % number)])
+            for number in range(1, 9)
+        ]  # of one partition: a batch is in flight, the others queue behind it
+        async with stream.Publisher(kafka_url, client_id="first") as first:
+            await first.publish(ORDERS_TOPIC, [stream.Message(b"zero", b"", [("ce_sequence", b"0")])])
+            own_kafka.send_signal("kafka", signal.SIGSTOP)
+            with pytest.raises(stream.StreamError):
+                await first.publish(ORDERS_TOPIC, messages)
+        assert not [task for task in asyncio.all_tasks() if "_sender_routine" in repr(task.get_coro())]
+        own_kafka.send_signal("kafka", signal.SIGCONT)
+        async with stream.Publisher(kafka_url, client_id="second") as second:
+            await second.publish(ORDERS_TOPIC, messages)
+        await topic.of("one", len(messages))
+        await topic.poll()
+        versions = topic.versions("one")
+        assert list(dict.fromkeys(versions)) == list(range(1, 9))
+        # At most the batch that was on its way is there twice; what queued behind it never left.
+        assert len(versions) <= len(messages) + 2, versions
