@@ -30,7 +30,7 @@ from services.common.http import (
 from services.common.idempotency import HEADER, key_from, request_hash
 from services.common.ids import OrderKey
 from services.common.openapi import IDEMPOTENCY_KEY, IF_MATCH, IF_NONE_MATCH, Operation
-from services.orders import commands, queries, schemas
+from services.orders import answers, commands, queries, schemas
 from services.orders.commands import Caller, Key, Line, Outcome, Placement
 from services.orders.domain import CancelReason, Command
 from services.orders.queries import Position, Reader
@@ -120,7 +120,7 @@ async def get_order(request: Request, claims: Claims) -> Response:
     headers = {"ETag": http.etag(order.version)}
     if not http.none_match(request.headers.get("if-none-match"), order.version):
         return Response(status_code=304, headers=headers)
-    return JsonResponse(schemas.render_order(order), headers=headers)
+    return JsonResponse(answers.render_order(order), headers=headers)
 
 
 async def list_orders(request: Request, claims: Claims) -> Response:
@@ -148,7 +148,7 @@ async def list_orders(request: Request, claims: Claims) -> Response:
         limit=query.limit,
     )
     cursor = None if page.next_position is None else _cursor(page.next_position, filters)
-    return JsonResponse(schemas.render_page([schemas.order_content(order) for order in page.orders], cursor))
+    return JsonResponse(answers.render_page([answers.order_content(order) for order in page.orders], cursor))
 
 
 async def get_events(request: Request, claims: Claims) -> Response:
@@ -163,7 +163,7 @@ async def get_events(request: Request, claims: Claims) -> Response:
         limit=query.limit,
     )
     last = events[-1].version if events else version
-    return JsonResponse(schemas.render_events(events, str(last) if last < version else None))
+    return JsonResponse(answers.render_events(events, str(last) if last < version else None))
 
 
 async def cancel_order(request: Request, claims: Claims) -> Response:
@@ -269,7 +269,7 @@ def _answer(at: Context, outcome: Outcome, *, status_code: int, headers: dict[st
         headers["Idempotency-Replayed"] = "true"
     else:
         at.wake()
-    return JsonResponse(schemas.render_order(outcome.order), status_code=status_code, headers=headers)
+    return JsonResponse(answers.render_order(outcome.order), status_code=status_code, headers=headers)
 
 
 def _scope_missing(what: str, scope: str) -> DomainError:
@@ -312,7 +312,7 @@ _BAD_CURSOR: Final[openapi.Refusals] = {"bad_cursor": (400, "The cursor is not o
 _NOT_ALLOWED: Final[openapi.Refusals] = {"transition_not_allowed": (409, "An order that is shipped cannot cancel.")}
 
 _PLACE: Final = Operation(
-    schemas.OrderAnswer,
+    answers.OrderAnswer,
     status=201,
     body=schemas.PlaceOrderBody,
     headers=(IDEMPOTENCY_KEY,),
@@ -321,13 +321,13 @@ _PLACE: Final = Operation(
     description="Without `payment_method` the order is on account and starts `confirmed`, with one `pending`.",
 )
 _LIST: Final = Operation(
-    schemas.OrdersPage,
+    answers.OrdersPage,
     query=schemas.ListQuery,
     refusals=_BAD_CURSOR,
     description="One's own orders. A page may be short, or empty, and still have a `next_cursor`: follow it to null.",
 )
 _GET: Final = Operation(
-    schemas.OrderAnswer,
+    answers.OrderAnswer,
     query=schemas.OrderQuery,
     headers=(IF_NONE_MATCH,),
     answer_headers=("ETag",),
@@ -335,17 +335,17 @@ _GET: Final = Operation(
     description="An order that is missing and one that is not the caller's are refused alike.",
 )
 _EVENTS: Final = Operation(
-    schemas.EventsPage,
+    answers.EventsPage,
     query=schemas.EventsQuery,
     description="In version order, without a gap. `next_cursor` is the `after_version` of the next page.",
 )
-_STOCK: Final = Operation(schemas.StockAnswer, answer_headers=("ETag",))
-_READY: Final = Operation(schemas.ReadinessAnswer, refusals=openapi.UNAVAILABLE)
+_STOCK: Final = Operation(answers.StockAnswer, answer_headers=("ETag",))
+_READY: Final = Operation(answers.ReadinessAnswer, refusals=openapi.UNAVAILABLE)
 
 
 def _commanded(body: type[BaseModel], refusals: openapi.Refusals, description: str) -> Operation:
     return Operation(
-        schemas.OrderAnswer,
+        answers.OrderAnswer,
         body=body,
         body_required=False,
         headers=(IDEMPOTENCY_KEY, IF_MATCH),
@@ -374,6 +374,6 @@ ROUTES: Final = (
     Route("POST", f"{_ID}/ship", ship_order, _STAFF, "Ship an order", "commands", _SHIP),
     Route("POST", f"{_ID}/deliver", deliver_order, _STAFF, "Deliver an order", "commands", _DELIVER),
     Route("GET", "/v1/inventory/{product_id}", get_inventory, AnyOf(), "Get a product's stock", "inventory", _STOCK),
-    Route("GET", "/healthz", get_health, Public(), "Is the process alive", "health", Operation(schemas.HealthAnswer)),
+    Route("GET", "/healthz", get_health, Public(), "Is the process alive", "health", Operation(answers.HealthAnswer)),
     Route("GET", "/readyz", get_readiness, Public(), "Can requests be served", "health", _READY),
 )

@@ -1,10 +1,9 @@
-"""What comes in and goes out over HTTP. One function renders an order, so the same state has the same bytes."""
+"""What comes in over HTTP: bodies and query parameters."""
 
 import re
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
-import orjson
 from pydantic import (
     AfterValidator,
     AwareDatetime,
@@ -18,8 +17,7 @@ from pydantic import (
 )
 
 from services.common import ids, money, openapi
-from services.contracts.orders import Event, Order, OrderStatus, PaymentStatus
-from services.orders.domain import ALLOWED_ACTIONS, CancelReason, Command
+from services.contracts.orders import OrderStatus
 
 LINES_MAX = 2_000  # a real wholesale invoice has 1,114
 QUANTITY_MAX = 1_000_000
@@ -84,12 +82,13 @@ Currency = Annotated[
 ]
 UserId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
 
-_ORDER_ID: Final = "01KAPKY98W7W2SY8YD52EAN5AE"
-_USER_ID: Final = "0b0f5a52-7d0e-4d6e-9a53-0d3a7a6f0001"
-_AT: Final = "2026-11-22T18:16:50.123Z"
+ORDER_ID: Final = "01KAPKY98W7W2SY8YD52EAN5AE"
+USER_ID: Final = "0b0f5a52-7d0e-4d6e-9a53-0d3a7a6f0001"
+AT: Final = "2026-11-22T18:16:50.123Z"
 
 
-def _example(**members: JsonValue) -> ConfigDict:
+def example(**members: JsonValue) -> ConfigDict:
+    """Configuration of a model with one example for the description of the API."""
     return ConfigDict(json_schema_extra={"examples": [members]})
 
 
@@ -121,7 +120,7 @@ class AdjustmentBody(Body):
 class PlaceOrderBody(Body):
     """An order to place."""
 
-    model_config = _example(
+    model_config = example(
         currency="USD", items=[{"product_id": openapi.ULID_EXAMPLE, "quantity": 3, "unit_price": 1999}]
     )
 
@@ -136,7 +135,7 @@ class PlaceOrderBody(Body):
 class CancelBody(Body):
     """Why the order is cancelled; an owner's only reason, and the default, is `customer`."""
 
-    model_config = _example(reason="customer")
+    model_config = example(reason="customer")
 
     reason: Literal["customer", "out_of_stock", "staff"] | None = None
 
@@ -151,7 +150,7 @@ class ShipLineBody(Body):
 class ShipBody(Body):
     """All that is open is shipped."""
 
-    model_config = _example(tracking="1Z999AA10123456784")
+    model_config = example(tracking="1Z999AA10123456784")
 
     tracking: ShortText | None = None
     items: Annotated[list[ShipLineBody], Field(min_length=1, max_length=LINES_MAX)] | None = None
@@ -160,7 +159,7 @@ class ShipBody(Body):
 class DeliverBody(Body):
     """Nothing to say."""
 
-    model_config = _example()
+    model_config = example()
 
 
 class OrderQuery(BaseModel):
@@ -197,220 +196,3 @@ class ListQuery(BaseModel):
 
 # What goes out. Responses are rendered below, from dataclasses and at once; these models only describe them, and tests
 # hold real responses against the description.
-
-Time = Annotated[
-    str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$", json_schema_extra={"format": "date-time"})
-]
-Money = Annotated[int, Field(ge=0, le=money.AMOUNT_MAX, description="minor units of the currency")]
-UlidText = Annotated[str, WithJsonSchema(openapi.ULID)]
-UuidText = Annotated[str, Field(json_schema_extra={"format": "uuid"})]
-Version = Annotated[int, Field(ge=1, le=VERSION_MAX)]
-
-
-class ItemAnswer(BaseModel):
-    """A line of an order."""
-
-    line_no: Annotated[int, Field(ge=1, le=LINES_MAX)]
-    product_id: UlidText
-    name: str
-    quantity: Annotated[int, Field(ge=1, le=QUANTITY_MAX)]
-    unit_price: Annotated[int, Field(ge=1, le=money.PRICE_MAX)]
-    line_total: Money
-    shipped_quantity: Annotated[int, Field(ge=0, le=QUANTITY_MAX)]
-    returned_quantity: Annotated[int, Field(ge=0, le=QUANTITY_MAX)]
-
-
-class AdjustmentAnswer(BaseModel):
-    """Tax, shipping, fee (not negative) or discount (not positive); on a line or on the order."""
-
-    kind: Literal["tax", "shipping", "discount", "fee"]
-    line_no: Annotated[int, Field(ge=1, le=LINES_MAX)] | None
-    label: str
-    amount: Amount
-
-
-class OrderAnswer(BaseModel):
-    """The order as it stands; with a known key, as it was first answered."""
-
-    order_id: UlidText
-    user_id: UuidText
-    status: OrderStatus
-    payment_status: PaymentStatus
-    currency: Currency
-    total_amount: Annotated[Money, Field(description="the sum of line_total and adjustments")]
-    captured_amount: Money
-    refunded_amount: Money
-    item_count: Annotated[int, Field(ge=1, le=LINES_MAX, description="number of lines")]
-    version: Version
-    created_at: Time
-    updated_at: Time
-    items: list[ItemAnswer]
-    adjustments: list[AdjustmentAnswer]
-    expires_at: Annotated[Time, Field(description="when it is cancelled unless it is paid")] | None
-    payment_method: str | None
-    shipping_address_id: str | None
-    tracking: str | None
-    cancel_reason: CancelReason | None
-    allowed_actions: Annotated[list[Command], Field(description="what its status allows")]
-
-    model_config = _example(
-        order_id=_ORDER_ID,
-        user_id=_USER_ID,
-        status="confirmed",
-        payment_status="on_account",
-        currency="USD",
-        total_amount=5997,
-        captured_amount=0,
-        refunded_amount=0,
-        item_count=1,
-        version=1,
-        created_at=_AT,
-        updated_at=_AT,
-        items=[
-            {
-                "line_no": 1,
-                "product_id": openapi.ULID_EXAMPLE,
-                "name": "Teapot",
-                "quantity": 3,
-                "unit_price": 1999,
-                "line_total": 5997,
-                "shipped_quantity": 0,
-                "returned_quantity": 0,
-            }
-        ],
-        adjustments=[],
-        expires_at=None,
-        payment_method=None,
-        shipping_address_id=None,
-        tracking=None,
-        cancel_reason=None,
-        allowed_actions=["cancel", "ship"],
-    )
-
-
-class AfterAnswer(BaseModel):
-    """The order's header once the event has happened."""
-
-    status: OrderStatus
-    payment_status: PaymentStatus
-    currency: Currency
-    total_amount: Money
-    user_id: UuidText
-
-
-class EventDataAnswer(BaseModel):
-    """What changed (all of the order in `order.placed`), and the header after it."""
-
-    change: dict[str, Any]
-    after: AfterAnswer
-
-
-class EventAnswer(BaseModel):
-    """One change of an order, as it is on Kafka. Ignore types you do not know."""
-
-    event_id: UlidText
-    order_id: UlidText
-    version: Version
-    type: Annotated[str, Field(pattern=r"^order\.[a-z_]+$")]
-    occurred_at: Time
-    actor: Annotated[str, Field(pattern="^(user|staff|process):")]
-    data: EventDataAnswer
-
-    model_config = _example(
-        event_id="01KAPKY98W3V5T2J8QK3F0S1XD",
-        order_id=_ORDER_ID,
-        version=2,
-        type="order.cancelled",
-        occurred_at=_AT,
-        actor=f"user:{_USER_ID}",
-        data={
-            "change": {"cancel_reason": "customer"},
-            "after": {
-                "status": "cancelled",
-                "payment_status": "on_account",
-                "currency": "USD",
-                "total_amount": 5997,
-                "user_id": _USER_ID,
-            },
-        },
-    )
-
-
-class OrdersPage(BaseModel):
-    """Orders, newest first."""
-
-    data: list[OrderAnswer]
-    next_cursor: str | None
-
-
-class EventsPage(BaseModel):
-    """Events in version order."""
-
-    data: list[EventAnswer]
-    next_cursor: str | None
-
-
-class StockAnswer(BaseModel):
-    """What there is of a product; `available` is what can be sold."""
-
-    product_id: UlidText
-    on_hand: Annotated[int, Field(ge=0)]
-    reserved: Annotated[int, Field(ge=0)]
-    available: Annotated[int, Field(ge=0)]
-    version: Annotated[int, Field(ge=1)]
-
-    model_config = _example(product_id=openapi.ULID_EXAMPLE, on_hand=100, reserved=3, available=97, version=2)
-
-
-class HealthAnswer(BaseModel):
-    """The process is alive."""
-
-    status: Literal["ok"]
-
-
-class ReadinessAnswer(BaseModel):
-    """Requests can be served; what is not as it should be stands in `warnings`."""
-
-    status: Literal["ok"]
-    warnings: list[str]
-
-
-def order_content(order: Order) -> dict[str, Any]:
-    """The order object of API.md; `allowed_actions` depends on the state only."""
-    return {
-        "order_id": order.order_id,
-        "user_id": order.user_id,
-        "status": order.status,
-        "payment_status": order.payment_status,
-        "currency": order.currency,
-        "total_amount": order.total_amount,
-        "captured_amount": order.captured_amount,
-        "refunded_amount": order.refunded_amount,
-        "item_count": order.item_count,
-        "version": order.version,
-        "created_at": order.created_at,
-        "updated_at": order.updated_at,
-        "items": order.items,
-        "adjustments": order.adjustments,
-        "expires_at": order.expires_at,
-        "payment_method": order.payment_method,
-        "shipping_address_id": order.shipping_address_id,
-        "tracking": order.tracking,
-        "cancel_reason": order.cancel_reason,
-        "allowed_actions": ALLOWED_ACTIONS[order.status],
-    }
-
-
-def render_order(order: Order) -> bytes:
-    """The order's bytes: the same for the same state."""
-    return orjson.dumps(order_content(order))
-
-
-def render_page(data: list[Any], next_cursor: str | None) -> bytes:
-    """A page of orders or events."""
-    return orjson.dumps({"data": data, "next_cursor": next_cursor})
-
-
-def render_events(events: list[Event], next_cursor: str | None) -> bytes:
-    """A page of events, as they are on Kafka."""
-    return orjson.dumps({"data": events, "next_cursor": next_cursor})
