@@ -100,7 +100,9 @@ async def stack(tmp_path_factory: pytest.TempPathFactory, containers: dict[str, 
 
 
 @pytest.fixture(scope="session")
-async def kafka_url(tmp_path_factory: pytest.TempPathFactory, containers: dict[str, str]) -> AsyncIterator[str]:
+async def kafka_url(
+    tmp_path_factory: pytest.TempPathFactory, containers: dict[str, str], stack: Stack
+) -> AsyncIterator[str]:
     """Kafka for the whole session, started when the first test wants it. Tests use topics of their own."""
     given = os.environ.get("TEST_KAFKA_URL", containers.get("kafka"))
     if given:
@@ -109,8 +111,8 @@ async def kafka_url(tmp_path_factory: pytest.TempPathFactory, containers: dict[s
     settings = StackSettings(
         home=tmp_path_factory.mktemp("kafka"),
         port_base=free_port_base(),
-        postgres_url="postgresql://unused",
-        valkey_url="redis://unused",
+        postgres_url=stack.addresses.postgres,  # the session's own, so that only Kafka is started
+        valkey_url=stack.addresses.valkey,
     )
     async with Stack(settings, processes=(), durable=False) as started:
         yield started.addresses.kafka

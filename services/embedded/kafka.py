@@ -132,12 +132,11 @@ class Kafka:
         return "".join(f"{key}={value}\n" for key, value in settings.items())
 
     async def _format(self, command: tuple[str, ...]) -> None:
-        cluster = urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("=")
         await run_tool(
             "Kafka could not format its storage",
             (
                 *(*command, "kafka.tools.StorageTool", "format", "--ignore-formatted"),
-                *("--cluster-id", cluster, "--config", "server.properties"),
+                *("--cluster-id", cluster_id(), "--config", "server.properties"),
             ),
             log=self.log,
             env=_ENVIRONMENT,
@@ -164,3 +163,9 @@ def _java() -> Path:
     if not Path(JAVA).is_file():
         raise StackError("the wheel with Java has no program for this platform", _JAVA_REMEDY)
     return Path(JAVA)
+
+
+def cluster_id() -> str:
+    """A random id as Kafka wants it: 16 bytes in URL-safe base64, none that its own command line takes for an option."""
+    random = secrets.token_bytes(16)
+    return urlsafe_b64encode(bytes([random[0] & 0x7F]) + random[1:]).decode().rstrip("=")  # "-" begins with a one bit

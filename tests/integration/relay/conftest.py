@@ -1,7 +1,6 @@
 """The relay in this process, against real servers; the topic is shared, so tests look for their own orders in it."""
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -53,16 +52,6 @@ async def kafka_beside(stack: Stack, home: Path) -> AsyncIterator[Stack]:
     )
     async with Stack(settings, processes=(), durable=False) as started:
         yield started
-
-
-@pytest.fixture(scope="session")
-async def kafka_url(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
-    """Kafka for the tests of the relay."""
-    if given := os.environ.get("TEST_KAFKA_URL"):
-        yield given
-        return
-    async with kafka_beside(stack, tmp_path_factory.mktemp("relay")) as started:
-        yield started.addresses.kafka
 
 
 @pytest.fixture

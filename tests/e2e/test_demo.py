@@ -1,0 +1,283 @@
+"""The commands a person starts with, as a person starts them: `orders demo`, `up`, `tail` and `token`.
+
+And each process on its own: without the code of the others.
+"""
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+import services
+from services.embedded.program import answers
+from services.embedded.room import free_port_base
+from services.embedded.settings import KAFKA
+from tests.conftest import AsRole
+
+_ORDERS = Path(sys.executable).with_name("orders")
+_PACKAGE = Path(services.__file__).parent
+_START_SECONDS = 60.0
+_STOP_SECONDS = 40.0
+
+
+@dataclass
+class Home:
+    """A home and ports of its own, and the `orders` command on them."""
+
+    path: Path
+    port_base: int
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the command is told."""
+        own = {"ORDERS_HOME": str(self.path), "ORDERS_PORT_BASE": str(self.port_base)}
+        return {**{name: value for name, value in os.environ.items() if not name.startswith("ORDERS_")}, **own}
+
+    async def orders(self, *arguments: str, seconds: float = _START_SECONDS) -> tuple[int, str, str]:
+        """Exit code, standard output and standard error of `orders` with these arguments."""
+        process = await asyncio.create_subprocess_exec(
+            *(str(_ORDERS), *arguments),
+            env=self.environment,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        out, err = await asyncio.wait_for(process.communicate(), seconds)
+        return process.returncode or 0, out.decode(), err.decode()
+
+    def processes(self) -> list[str]:
+        """Command lines of whatever runs for this home, by its arguments, environment or directory."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                told = " ".join([*process.cmdline(), process.cwd(), process.environ().get("ORDERS_HOME", "")])
+                if str(self.path) in told and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(" ".join(process.cmdline()))
+            except psutil.Error:
+                continue
+        return found
+
+    def assert_nothing_is_left(self) -> None:
+        """No process, no port, no lock, no record, no endpoints."""
+        assert self.processes() == []
+        for offset in (0, 4, 1032, 1079, 1092, 1093, 1100, 1101, 1102):
+            with socket.create_server(("127.0.0.1", self.port_base + offset)):
+                pass
+        assert not (self.path / "endpoints.json").exists()
+        assert not list((self.path / "run").glob("*.json"))
+        assert not (self.path / "postgres" / "postmaster.pid").exists()
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path / "home", free_port_base())
+
+
+async def _eventually(what: Callable[[], Awaitable[bool]], said: str, *, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not await what():
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {said}"
+        await asyncio.sleep(0.03)
+
+
+async def test_the_demo_takes_an_order_to_delivered_twice_and_leaves_nothing_running(home: Home) -> None:
+    orders = []
+    for _ in range(2):  # the second time on what the first has left
+        code, out, err = await home.orders("demo")
+        assert code == 0, err
+        for step in ("Placed", "Shipped", "Delivered"):
+            assert step in out
+        rows = re.findall(r"(\d)\W+(order\.\w+)", out)
+        assert rows == [("1", "order.placed"), ("2", "order.shipped"), ("3", "order.delivered")], out
+        found = re.search(r"Placed\s+([0-9A-HJKMNP-TV-Z]{26})", out)
+        assert found, out
+        orders.append(found[1])
+        assert "Traceback" not in err
+        home.assert_nothing_is_left()
+    assert len(set(orders)) == 2
+
+
+@asynccontextmanager
+async def _up(home: Home) -> AsyncIterator[tuple[dict[str, Any], str]]:
+    """`orders up` in the foreground, with its endpoints and all it printed; then SIGTERM, which ends it cleanly."""
+    printed, log = bytearray(), home.path.with_name("up.log")
+    with log.open("ab") as output:
+        process = await asyncio.create_subprocess_exec(
+            *(str(_ORDERS), "up"), env=home.environment, stdout=asyncio.subprocess.PIPE, stderr=output
+        )
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(_START_SECONDS):
+            while b"Stop: Ctrl-C" not in printed:
+                line = await process.stdout.readline()
+                assert line, f"it ended with {await process.wait()}: {log.read_text()}"
+                printed += line
+        yield json.loads((home.path / "endpoints.json").read_text()), printed.decode()
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), _STOP_SECONDS) == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    home.assert_nothing_is_left()
+
+
+async def _pasted(line: str) -> Any:
+    """What a line gives in a shell."""
+    shell = await asyncio.create_subprocess_exec(
+        *("bash", "-c", line), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    out, err = await asyncio.wait_for(shell.communicate(), 20)
+    assert shell.returncode == 0, err
+    return json.loads(out)
+
+
+async def test_up_serves_what_it_prints_stops_on_sigterm_and_keeps_its_data(home: Home) -> None:
+    async with _up(home) as (endpoints, printed):
+        base = home.port_base
+        assert endpoints["orders"] == f"http://127.0.0.1:{base}"
+        assert endpoints["issuer"] == f"http://127.0.0.1:{base + 4}"
+        assert endpoints["valkey"].startswith(f"redis://127.0.0.1:{base + 1079}")
+        assert endpoints["kafka"] == f"127.0.0.1:{base + KAFKA}"
+        assert endpoints["postgres"].startswith("postgresql://orders_inspect:")
+        assert {"orders-api", "outbox-relay", "orders-maintenance"} <= set(endpoints["metrics"])
+        async with httpx.AsyncClient() as client:
+            for name, url in endpoints["metrics"].items():
+                assert f'process_info{{process="{name}"}}' in (await client.get(url)).text
+            assert f"{endpoints['orders']}/docs" in printed
+            assert (await client.get(f"{endpoints['orders']}/docs")).status_code == 200
+        running = " ".join(home.processes())
+        for name in ("orders-api", "outbox-relay", "orders-maintenance", "token-issuer"):
+            assert name in running, "a process shows its name in its command line"
+
+        place, listing, stock = [line for line in printed.splitlines() if line.startswith("curl ")]
+        order = await _pasted(place)
+        assert order["status"] == "confirmed"
+        assert [one["order_id"] for one in (await _pasted(listing))["data"]] == [order["order_id"]]
+        product = order["items"][0]["product_id"]
+        assert (await _pasted(stock))["reserved"] == 1
+
+        code, out, err = await home.orders("token", "--sub", order["user_id"], "--scope", "orders:read orders:write")
+        assert code == 0, err
+        headers = {"Authorization": f"Bearer {out.strip()}"}
+        async with httpx.AsyncClient(base_url=endpoints["orders"], headers=headers) as client:
+            assert (await client.get(f"/v1/orders/{order['order_id']}")).json() == order
+            body = {"currency": "USD", "items": [{"product_id": product, "quantity": 1}]}
+            second = await client.post("/v1/orders", json=body, headers={"Idempotency-Key": "e2e"})
+            assert second.status_code == 201
+            events = (await client.get(f"/v1/orders/{order['order_id']}/events")).json()["data"]
+
+        code, out, err = await home.orders("tail", "--from-beginning", "--json", "--count", "2")
+        assert code == 0, err
+        lines = [json.loads(line) for line in out.splitlines()]
+        assert {line["order_id"] for line in lines} == {order["order_id"], second.json()["order_id"]}
+        assert [line for line in lines if line["order_id"] == order["order_id"]] == events
+
+    async with _up(home) as (again, _):
+        assert again == endpoints
+        async with httpx.AsyncClient(base_url=again["orders"], headers=headers) as client:
+            assert (await client.get(f"/v1/orders/{order['order_id']}")).json() == order
+            replay = await client.post("/v1/orders", json=body, headers={"Idempotency-Key": "e2e"})
+            assert (replay.status_code, replay.content) == (201, second.content)
+            assert replay.headers["idempotency-replayed"] == "true"
+        code, out, _ = await home.orders("tail", "--from-beginning", "--json", "--count", "2")
+        again_lines = [json.loads(line) for line in out.splitlines()]
+        assert {line["event_id"] for line in again_lines} == {line["event_id"] for line in lines}
+
+
+@dataclass(frozen=True)
+class Alone:
+    """A process: its entry, the folders of `services` it may have, its database role, and where it answers."""
+
+    entry: str
+    folders: tuple[str, ...]
+    role: str | None
+    path: str
+    on_metrics_port: bool = False
+
+
+ALONE = {
+    "orders-api": Alone("services.orders.api", ("orders", "common", "contracts"), "orders_api", "/readyz"),
+    "orders-maintenance": Alone(
+        "services.orders.maintenance", ("orders", "common", "contracts"), "orders_maintenance", "/metrics", True
+    ),
+    "outbox-relay": Alone("services.relay.main", ("relay", "common", "contracts"), "outbox_relay", "/metrics", True),
+    "token-issuer": Alone(
+        "services.embedded.issuer", ("embedded", "common", "contracts"), None, "/.well-known/openid-configuration"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(ALONE))
+async def test_a_process_starts_with_the_folders_of_the_others_deleted(
+    name: str, tmp_path: Path, as_role: AsRole, valkey_url: str
+) -> None:
+    alone = ALONE[name]
+    copy = tmp_path / "checkout" / "services"
+    shutil.copytree(_PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in copy.iterdir():
+        if folder.is_dir() and folder.name not in alone.folders:
+            shutil.rmtree(folder)
+    base = free_port_base()
+    port, metrics_port = base, base + 1
+    log = (tmp_path / "log").open("wb")
+    process = await asyncio.create_subprocess_exec(
+        # What the console script of that name does, with the copy in place of this checkout.
+        *(
+            sys.executable,
+            "-P",
+            "-c",
+            f"import {alone.entry} as entry; print(entry.__file__, flush=True); entry.main()",
+        ),
+        cwd=tmp_path,
+        env={
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(copy.parent),
+            "ORDERS_POSTGRES_URL": as_role(alone.role) if alone.role else "",
+            "ORDERS_VALKEY_URL": valkey_url,
+            "ORDERS_KAFKA_URL": "127.0.0.1:1",
+            "ORDERS_HOME": str(tmp_path / "home"),
+            "ORDERS_PORT": str(port),
+            "ORDERS_METRICS_PORT": str(metrics_port),
+        },
+        stdout=log,
+        stderr=log,
+    )
+    try:
+
+        async def serves() -> bool:
+            assert process.returncode is None, (tmp_path / "log").read_text()
+            return await answers(metrics_port if alone.on_metrics_port else port, alone.path)
+
+        await _eventually(serves, f"{alone.path} answers", seconds=30)
+        process.send_signal(signal.SIGTERM)
+        code = await asyncio.wait_for(process.wait(), 20)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        log.close()
+    written = (tmp_path / "log").read_text()
+    assert str(copy) in written.splitlines()[0], "it was not the copy that ran"
+    assert "Traceback" not in written
+    assert code in {0, -signal.SIGTERM}, written
+
+
+def test_every_process_of_ours_is_tried_alone() -> None:
+    from importlib.metadata import distribution
+
+    scripts = {one.name for one in distribution("order-backend").entry_points if one.group == "console_scripts"}
+    assert scripts - {"orders"} == set(ALONE)
