@@ -166,6 +166,6 @@ def _java() -> Path:
 
 
 def cluster_id() -> str:
-    """A random id as Kafka wants it: 16 bytes in URL-safe base64, none that its own command line takes for an option."""
+    """A random id as Kafka wants it, 16 bytes in URL-safe base64; none that its command line takes for an option."""
     random = secrets.token_bytes(16)
     return urlsafe_b64encode(bytes([random[0] & 0x7F]) + random[1:]).decode().rstrip("=")  # "-" begins with a one bit
