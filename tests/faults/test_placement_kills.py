@@ -270,10 +270,11 @@ async def test_a_placement_killed_at_any_step_and_tried_again_is_there_once(
             f" {replayed} keys replayed; {time.monotonic() - started:.0f} s"
         )
     assert sigkills >= 200
-    assert sum(tally.in_flight.values()) >= 120
-    assert tally.in_flight["api"] >= API_KILLS // 3
-    assert tally.in_flight["backend"] >= BACKEND_KILLS // 4
-    assert tally.in_flight["terminate"] >= TERMINATIONS // 4
+    # How many of those by chance hit a request in flight hangs on the machine: about half do; far fewer is a fault.
+    assert sum(tally.in_flight.values()) >= 100
+    assert tally.in_flight["api"] >= API_KILLS // 4
+    assert tally.in_flight["backend"] >= BACKEND_KILLS // 8
+    assert tally.in_flight["terminate"] >= TERMINATIONS // 8
     for fault in ("api", "terminate", "backend"):
         for held in ("statement", "answer"):
             assert tally.in_flight[f"{fault}, {held} held"] == tally.kills[f"{fault}, {held} held"] >= HELD
