@@ -18,7 +18,13 @@ from services.embedded.supervisor import Stack
 Make = Callable[..., StackSettings]
 
 
+def _children() -> set[int]:
+    """Processes of this one; the session's own servers may be among them."""
+    return {child.pid for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE}
+
+
 async def _refusal(settings: StackSettings, *processes: Process) -> StackError:
+    before = _children()
     with pytest.raises(StackError) as refused:
         async with Stack(settings, processes=processes, durable=False):
             pytest.fail("it started")
