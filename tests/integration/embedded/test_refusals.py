@@ -30,7 +30,7 @@ async def _refusal(settings: StackSettings, *processes: Process) -> StackError:
             pytest.fail("it started")
     assert "\n" not in refused.value.message
     assert not list((settings.home / "run").glob("*.json"))  # no child is left
-    assert not [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+    assert _children() <= before
     return refused.value
 
 
