@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+import sys
 from collections.abc import AsyncIterator
 from datetime import date
 from typing import TYPE_CHECKING
@@ -54,7 +55,7 @@ async def test_up_down_and_up_again_leaves_no_drift(empty_url: str) -> None:
 
 async def test_two_migrations_at_once_do_what_one_does(empty_url: str) -> None:
     process = "import sys; from services.cli import migrate; migrate.upgrade(sys.argv[1])"
-    running = [await asyncio.create_subprocess_exec("python", "-c", process, empty_url) for _ in range(2)]
+    running = [await asyncio.create_subprocess_exec(sys.executable, "-c", process, empty_url) for _ in range(2)]
     assert [await process.wait() for process in running] == [0, 0]
 
 
