@@ -119,6 +119,27 @@ class Shop:
         """GET as the buyer."""
         return await self.client.get(path, params=params, headers=self.auth(scope))
 
+    async def adjust(
+        self,
+        product: str,
+        delta: Any = 1,
+        reason: Any = "counted",
+        *,
+        key: str | None = None,
+        headers: dict[str, str] | None = None,
+        sub: uuid.UUID | str | None = None,
+    ) -> httpx.Response:
+        """POST /v1/inventory/{product}/adjustments."""
+        return await self.client.post(
+            f"/v1/inventory/{product}/adjustments",
+            json={"delta": delta, "reason": reason},
+            headers={
+                **self.auth("inventory:write", sub=sub),
+                "Idempotency-Key": key or secrets.token_hex(8),
+                **(headers or {}),
+            },
+        )
+
     async def stock(self, product: str) -> tuple[int, int]:
         """(on_hand, reserved) as the API tells them."""
         content = (await self.get(f"/v1/inventory/{product}")).json()

@@ -232,6 +232,20 @@ def render_order(order: Order) -> bytes:
     return orjson.dumps(order_content(order))
 
 
+def render_stock(product_id: str, *, on_hand: int, reserved: int, version: int) -> bytes:
+    """The bytes of a product's stock: the same for the same state."""
+    available = on_hand - reserved
+    return orjson.dumps(
+        {
+            "product_id": product_id,
+            "on_hand": on_hand,
+            "reserved": reserved,
+            "available": available,
+            "version": version,
+        }
+    )
+
+
 def render_page(data: list[Any], next_cursor: str | None) -> bytes:
     """A page of orders or events."""
     return orjson.dumps({"data": data, "next_cursor": next_cursor})

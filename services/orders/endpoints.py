@@ -30,7 +30,7 @@ from services.common.http import (
 from services.common.idempotency import HEADER, key_from, request_hash
 from services.common.ids import OrderKey
 from services.common.openapi import IDEMPOTENCY_KEY, IF_MATCH, IF_NONE_MATCH, Operation
-from services.orders import answers, commands, queries, schemas
+from services.orders import answers, commands, queries, schemas, stock
 from services.orders.commands import Caller, Key, Line, Outcome, Placement
 from services.orders.domain import CancelReason, Command
 from services.orders.queries import Position, Reader
@@ -40,12 +40,14 @@ READ_ANY: Final = "orders:read:any"
 WRITE: Final = "orders:write"
 PRICE: Final = "orders:price"
 FULFIL: Final = "orders:fulfil"
+INVENTORY: Final = "inventory:write"
 SCOPES: Final = {
     READ: "read one's own orders and their events",
     READ_ANY: "read anybody's",
     WRITE: "place orders and cancel one's own",
     PRICE: "agree prices, add adjustments, and place orders for others",
     FULFIL: "cancel, ship and deliver anybody's orders",
+    INVENTORY: "adjust stock",
 }
 
 
@@ -198,20 +200,29 @@ async def deliver_order(request: Request, claims: Claims) -> Response:
 
 async def get_inventory(request: Request, _: Claims) -> Response:
     """GET /v1/inventory/{product_id}."""
-    text = request.path_params["product_id"]
-    try:
-        product_id = ids.from_text(text)
-    except ValueError:
-        raise not_found() from None
-    stock = await queries.get_stock(context(request).database, product_id)
-    content = {
-        "product_id": ids.to_text(product_id),
-        "on_hand": stock.on_hand,
-        "reserved": stock.reserved,
-        "available": stock.on_hand - stock.reserved,
-        "version": stock.version,
-    }
-    return JsonResponse(content, headers={"ETag": http.etag(stock.version)})
+    product_id = _product_id(request)
+    found = await queries.get_stock(context(request).database, product_id)
+    return _stock_answer(product_id, found.on_hand, found.reserved, found.version)
+
+
+async def adjust_stock(request: Request, claims: Claims) -> Response:
+    """POST /v1/inventory/{product_id}/adjustments."""
+    at = context(request)
+    key, content = await _key_and_content(request)
+    body = validated(schemas.AdjustStockBody, content)
+    product_id = _product_id(request)
+    adjusted = await at.writes.finish(
+        stock.adjust_stock(
+            at.database,
+            stock.Adjustment(product_id, body.delta, body.reason, f"staff:{claims.user_id}"),
+            Key(claims.subject, key, request_hash("POST", request.scope["path"], content)),
+            now=at.now(),
+        )
+    )
+    response = _stock_answer(product_id, adjusted.on_hand, adjusted.reserved, adjusted.version, status_code=201)
+    if adjusted.replayed:
+        response.headers["Idempotency-Replayed"] = "true"
+    return response
 
 
 async def get_health(_: Request) -> Response:
@@ -270,6 +281,20 @@ def _answer(at: Context, outcome: Outcome, *, status_code: int, headers: dict[st
     else:
         at.wake()
     return JsonResponse(answers.render_order(outcome.order), status_code=status_code, headers=headers)
+
+
+def _product_id(request: Request) -> UUID:
+    try:
+        return ids.from_text(request.path_params["product_id"])
+    except ValueError:
+        raise not_found() from None
+
+
+def _stock_answer(
+    product_id: UUID, on_hand: int, reserved: int, version: int, *, status_code: int = 200
+) -> JsonResponse:
+    content = answers.render_stock(ids.to_text(product_id), on_hand=on_hand, reserved=reserved, version=version)
+    return JsonResponse(content, status_code=status_code, headers={"ETag": http.etag(version)})
 
 
 def _scope_missing(what: str, scope: str) -> DomainError:
@@ -340,6 +365,16 @@ _EVENTS: Final = Operation(
     description="In version order, without a gap. `next_cursor` is the `after_version` of the next page.",
 )
 _STOCK: Final = Operation(answers.StockAnswer, answer_headers=("ETag",))
+_ADJUST: Final = Operation(
+    answers.StockAnswer,
+    status=201,
+    body=schemas.AdjustStockBody,
+    headers=(IDEMPOTENCY_KEY,),
+    answer_headers=("ETag",),
+    refusals=stock.REFUSALS,
+    description="The answer is the stock right after this adjustment. Orders move stock by themselves: this is for what"
+    " came, went or was counted by hand.",
+)
 _READY: Final = Operation(answers.ReadinessAnswer, refusals=openapi.UNAVAILABLE)
 
 
@@ -364,6 +399,7 @@ _DELIVER: Final = _commanded(schemas.DeliverBody, {}, "From `shipped`.")
 _OWN: Final = AnyOf((READ,))
 _STAFF: Final = AnyOf((FULFIL,))
 _ID: Final = "/v1/orders/{order_id}"
+_STOCK_OF: Final = "/v1/inventory/{product_id}"
 
 ROUTES: Final = (
     Route("POST", "/v1/orders", place_order, AnyOf((WRITE,)), "Place an order", "orders", _PLACE),
@@ -373,7 +409,11 @@ ROUTES: Final = (
     Route("POST", f"{_ID}/cancel", cancel_order, AnyOf((WRITE, FULFIL)), "Cancel an order", "commands", _CANCEL),
     Route("POST", f"{_ID}/ship", ship_order, _STAFF, "Ship an order", "commands", _SHIP),
     Route("POST", f"{_ID}/deliver", deliver_order, _STAFF, "Deliver an order", "commands", _DELIVER),
-    Route("GET", "/v1/inventory/{product_id}", get_inventory, AnyOf(), "Get a product's stock", "inventory", _STOCK),
+    Route("GET", _STOCK_OF, get_inventory, AnyOf(), "Get a product's stock", "inventory", _STOCK),
+    Route(
+        *("POST", f"{_STOCK_OF}/adjustments", adjust_stock, AnyOf((INVENTORY,))),
+        *("Adjust a product's stock", "inventory", _ADJUST),
+    ),
     Route("GET", "/healthz", get_health, Public(), "Is the process alive", "health", Operation(answers.HealthAnswer)),
     Route("GET", "/readyz", get_readiness, Public(), "Can requests be served", "health", _READY),
 )

@@ -289,3 +289,60 @@ WHERE k.shard = old.shard AND k.subject = old.subject AND k.key = old.key
 RETURNING 1
 """,  # noqa: S608 # the only thing put in is a constant
 )
+
+# An adjustment of stock by hand. The movement is the gate: a known key inserts none, and nothing is returned. What it
+# holds hangs on the stock, so the stock is locked before it; those with the same key wait for their turn before that,
+# and never in the queue for the stock. Also no row: the product is not known, or it has no stock row yet and another's
+# first adjustment came first. Indexes: primary keys.
+ADJUST = statement(
+    "adjust_stock",
+    """
+WITH turn AS MATERIALIZED (
+    SELECT p.product_id, orders.take_adjustment_turn(p.product_id, :subject, :key) AS mine
+    FROM orders.products p
+    WHERE p.product_id = :product_id
+), stock AS MATERIALIZED (
+    SELECT t.product_id, i.version IS NULL AS unstocked, coalesce(i.on_hand, 0) + :delta AS on_hand,
+           coalesce(i.reserved, 0) AS reserved, coalesce(i.version, 0) + 1 AS version
+    FROM turn t
+    LEFT JOIN LATERAL (
+        SELECT on_hand, reserved, version FROM orders.inventory i WHERE i.product_id = t.product_id FOR NO KEY UPDATE
+    ) i ON TRUE
+), gate AS (
+    INSERT INTO orders.inventory_movements (product_id, version, delta, reason, actor, on_hand, reserved, subject, key,
+        request_hash, created_at)
+    SELECT product_id, version, :delta, :reason, :actor, on_hand, reserved, :subject, :key, :request_hash, :created_at
+    FROM stock
+    ON CONFLICT DO NOTHING
+    RETURNING TRUE AS open
+), allowed AS MATERIALIZED (
+    SELECT s.product_id, s.unstocked, s.on_hand, s.reserved, s.version,
+           CASE
+               WHEN s.on_hand < s.reserved THEN orders.refuse('below_reserved', jsonb_build_object(
+                   'on_hand', s.on_hand - :delta, 'reserved', s.reserved))
+               WHEN s.on_hand > :amount_max THEN orders.refuse('amount_too_large', '{}')
+               ELSE FALSE
+           END AS refused
+    FROM gate CROSS JOIN stock s
+), adjusted AS (
+    UPDATE orders.inventory i SET on_hand = a.on_hand, version = a.version
+    FROM allowed a
+    WHERE i.product_id = a.product_id AND NOT a.unstocked AND NOT a.refused
+), stocked AS (
+    INSERT INTO orders.inventory (product_id, on_hand, reserved, version)
+    SELECT product_id, on_hand, reserved, version FROM allowed WHERE unstocked AND NOT refused
+)
+SELECT on_hand, reserved, version FROM allowed
+""",
+)
+
+# The movement of a key, as a row of NULLs when there is none; no row: the product is not known. Index: unique key.
+GET_MOVEMENT = statement(
+    "get_movement",
+    """
+SELECT m.request_hash, m.on_hand, m.reserved, m.version
+FROM orders.products p
+LEFT JOIN orders.inventory_movements m ON m.product_id = p.product_id AND m.subject = :subject AND m.key = :key
+WHERE p.product_id = :product_id
+""",
+)

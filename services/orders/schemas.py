@@ -25,6 +25,7 @@ PAGE_MAX = 100
 PAGE_DEFAULT = 20
 EVENTS_MAX = 1_000
 VERSION_MAX = 2**31 - 1
+STOCK_DELTA_MAX = 10**12  # of units in one adjustment; no warehouse holds as many, and no sum of two leaves bigint
 
 
 def _ulid(text: str) -> str:
@@ -41,6 +42,12 @@ def _currency(code: str) -> str:
     if code not in money.DECIMALS:
         raise ValueError("not an active ISO 4217 currency code")
     return code
+
+
+def _not_zero(number: int) -> int:
+    if number == 0:
+        raise ValueError("an adjustment by nothing")
+    return number
 
 
 _RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)\Z", re.ASCII)
@@ -74,6 +81,11 @@ PaymentMethod = Annotated[
     str, StringConstraints(min_length=1, max_length=200, pattern="^pm_"), AfterValidator(_no_control)
 ]
 Amount = Annotated[int, Field(ge=-money.AMOUNT_MAX, le=money.AMOUNT_MAX)]
+StockDelta = Annotated[
+    int,
+    Field(ge=-STOCK_DELTA_MAX, le=STOCK_DELTA_MAX, json_schema_extra={"not": {"const": 0}}),
+    AfterValidator(_not_zero),
+]
 Currency = Annotated[
     str,
     StringConstraints(min_length=3, max_length=3),
@@ -160,6 +172,15 @@ class DeliverBody(Body):
     """Nothing to say."""
 
     model_config = example()
+
+
+class AdjustStockBody(Body):
+    """Units that have come (positive) or gone (negative), and why."""
+
+    model_config = example(delta=-2, reason="broken in the warehouse")
+
+    delta: StockDelta
+    reason: ShortText
 
 
 class OrderQuery(BaseModel):

@@ -201,7 +201,10 @@ inventory_movements = sa.Table(
     sa.Column("created_at", timestamptz, nullable=False),
     sa.PrimaryKeyConstraint("product_id", "version"),
     sa.UniqueConstraint("product_id", "subject", "key"),
-    comment="adjustments of stock by hand; orders' effects are in their events",
+    sa.CheckConstraint("version >= 1", name="version"),
+    sa.CheckConstraint("char_length(key) BETWEEN 1 AND 255", name="key"),
+    sa.CheckConstraint("char_length(reason) BETWEEN 1 AND 200", name="reason"),
+    comment="adjustments of stock by hand, and their idempotency keys; orders' effects are in their events",
 )
 
 products = sa.Table(

@@ -55,6 +55,8 @@ REFUSED = {
     "ship_order": f"{COMMANDED}|422 invalid key_reused not_supported_yet",
     "deliver_order": f"{COMMANDED}|422 invalid key_reused",
     "get_inventory": "401 unauthenticated|404 not_found|503 unavailable",
+    "adjust_stock": f"{KEYED}|401 unauthenticated|403 scope_missing|404 not_found"
+    "|409 below_reserved request_in_progress|422 amount_too_large invalid key_reused",
     "get_health": "",
     "get_readiness": "503 unavailable",
 }
@@ -203,6 +205,29 @@ def test_what_the_schema_of_a_body_refuses_the_endpoint_refuses_too(description:
         assert not validator.is_valid(body), body
         with pytest.raises(DomainError):
             http.validated(schemas.PlaceOrderBody, body)
+
+
+def test_what_the_schema_of_an_adjustment_refuses_the_endpoint_refuses_and_nothing_else(
+    description: Description,
+) -> None:
+    schemas_ = description.document["components"]
+    validator = Draft202012Validator({"$ref": "#/components/schemas/AdjustStockBody", "components": schemas_})
+    for body, good in (
+        ({"delta": 1, "reason": "r"}, True),
+        ({"delta": -(10**12), "reason": "r" * 200}, True),
+        ({"delta": 0, "reason": "r"}, False),
+        ({"delta": 10**12 + 1, "reason": "r"}, False),
+        ({"delta": "1", "reason": "r"}, False),
+        ({"delta": 1, "reason": ""}, False),
+        ({"delta": 1}, False),
+        ({"delta": 1, "reason": "r", "more": 1}, False),
+    ):
+        assert validator.is_valid(body) == good, body
+        if good:
+            http.validated(schemas.AdjustStockBody, body)
+        else:
+            with pytest.raises(DomainError):
+                http.validated(schemas.AdjustStockBody, body)
 
 
 def test_a_scope_nobody_described_is_refused() -> None:

@@ -134,7 +134,8 @@ async def test_no_process_may_touch_a_partition_or_change_an_event(
 # Everything a process may do to a table; what is not here is refused.
 GRANTS = {
     ("orders_api", "idempotency_keys"): {"SELECT", "INSERT"},
-    ("orders_api", "inventory"): {"SELECT", "UPDATE"},
+    ("orders_api", "inventory"): {"SELECT", "INSERT", "UPDATE"},
+    ("orders_api", "inventory_movements"): {"SELECT", "INSERT"},
     ("orders_api", "months"): {"SELECT"},
     ("orders_api", "order_events"): {"SELECT", "INSERT"},
     ("orders_api", "order_items"): {"SELECT", "INSERT", "UPDATE"},

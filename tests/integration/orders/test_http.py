@@ -29,6 +29,7 @@ GUARDED = [
     ("GET", f"/v1/orders/{GOOD_ID}"),
     ("GET", f"/v1/orders/{GOOD_ID}/events"),
     *(("POST", f"/v1/orders/{GOOD_ID}/{command}") for command in COMMANDS),
+    ("POST", f"/v1/inventory/{GOOD_ID}/adjustments"),
     ("GET", f"/v1/inventory/{GOOD_ID}"),
 ]
 
@@ -190,6 +191,7 @@ async def test_what_no_route_serves_is_a_problem_too(shop: Shop) -> None:
         ("PUT", f"/v1/orders/{GOOD_ID}", "GET"),
         ("GET", f"/v1/orders/{GOOD_ID}/cancel", "POST"),
         ("POST", f"/v1/inventory/{GOOD_ID}", "GET"),
+        ("GET", f"/v1/inventory/{GOOD_ID}/adjustments", "POST"),
         ("POST", "/healthz", "GET"),
     ):
         response = await shop.client.request(method, path)

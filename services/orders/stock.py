@@ -1,0 +1,128 @@
+"""What changes stock by hand. One function is one transaction; orders' own effects on stock are in `commands`."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from prometheus_client import Counter
+
+from services.common.db import Database, LockTimeoutError, Refused, Row, TransientError, retried
+from services.common.errors import DomainError, not_found, unavailable
+from services.common.idempotency import key_reused
+from services.common.money import AMOUNT_MAX
+from services.orders.commands import (
+    OVERSELL_CHECK,
+    Key,
+    idempotency_conflicts_total,
+    idempotency_replays_total,
+)
+from services.orders.repository import ADJUST, GET_MOVEMENT
+
+inventory_adjustments_total = Counter("inventory_adjustments_total", "Adjustments of stock, replays not counted")
+inventory_adjustments_refused_total = Counter(
+    "inventory_adjustments_refused_total", "Adjustments the database refused", ["code"]
+)
+
+ON_HAND_MAX: Final = AMOUNT_MAX  # what a JSON number holds exactly, as for money
+
+# What the database says when it refuses, and what a person is told.
+REFUSALS: Final[dict[str, tuple[int, str]]] = {
+    "below_reserved": (409, "There would be less on hand than orders have reserved."),
+    "amount_too_large": (422, f"There would be more than {ON_HAND_MAX} units on hand."),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Adjustment:
+    """`delta` units of a product that have come or gone, as `actor` says for this `reason`."""
+
+    product_id: UUID
+    delta: int
+    reason: str
+    actor: str
+
+
+@dataclass(frozen=True, slots=True)
+class Adjusted:
+    """The stock as it was right after the adjustment, and whether this is the first answer given again."""
+
+    on_hand: int
+    reserved: int
+    version: int
+    replayed: bool
+
+
+async def adjust_stock(database: Database, adjustment: Adjustment, key: Key, *, now: datetime) -> Adjusted:
+    """The stock has changed by `delta`, once for the key, and the movement says so; the first makes the stock row.
+
+    One statement, one commit, one round trip (READ COMMITTED); a replay two. Locks: the turn of the key, then the
+    stock. Refusals, which store nothing: 422 `key_reused`, 404 `not_found`, 409 `below_reserved`,
+    `request_in_progress`, 422 `amount_too_large`, 503 `unavailable`.
+    """
+    values = {
+        "product_id": adjustment.product_id,
+        "delta": adjustment.delta,
+        "reason": adjustment.reason,
+        "actor": adjustment.actor,
+        "subject": key.subject,
+        "key": key.key,
+        "request_hash": key.request_hash,
+        "created_at": now,
+        "amount_max": ON_HAND_MAX,
+    }
+
+    async def once() -> Adjusted:
+        rows = await _judged(database, values)
+        if rows:
+            return _adjusted(rows[0], replayed=False)
+        return await _replayed(database, adjustment.product_id, key)
+
+    adjusted = await retried(once)
+    if not adjusted.replayed:
+        inventory_adjustments_total.inc()
+    return adjusted
+
+
+async def _judged(database: Database, values: dict[str, object]) -> list[Row]:
+    """The row of ADJUST, or none, or the refusal that its error means."""
+    try:
+        return await database.rows(ADJUST, **values)
+    except Refused as refused:
+        code = "below_reserved" if refused.code == OVERSELL_CHECK else refused.code
+        if code not in REFUSALS:
+            raise
+        inventory_adjustments_refused_total.labels(code).inc()
+        status, detail = REFUSALS[code]
+        raise DomainError(code, status, detail, extra=refused.extra) from refused
+    except LockTimeoutError as timeout:
+        # Who waits for a turn waits for a request with the same key; anyone else waits for the stock.
+        if "take_adjustment_turn" in timeout.context:
+            idempotency_conflicts_total.labels("request_in_progress").inc()
+            raise DomainError(
+                "request_in_progress",
+                409,
+                "A request with this Idempotency-Key is still under way.",
+                headers={"Retry-After": "1"},
+            ) from timeout
+        raise unavailable("Too many want the same stock just now.") from timeout
+
+
+async def _replayed(database: Database, product_id: UUID, key: Key) -> Adjusted:
+    """The answer first given to `key`. 422 `key_reused`; 404 `not_found` when the product is not known."""
+    rows = await database.rows(GET_MOVEMENT, product_id=product_id, subject=key.subject, key=key.key)
+    if not rows:
+        raise not_found()
+    row = rows[0]
+    if row["version"] is None:
+        # Another's first adjustment made the stock row, or the product became known: the next try finds it.
+        raise TransientError("stock_row_made")
+    if row["request_hash"] != key.request_hash:
+        idempotency_conflicts_total.labels("key_reused").inc()
+        raise key_reused()
+    idempotency_replays_total.inc()
+    return _adjusted(row, replayed=True)
+
+
+def _adjusted(row: Row, *, replayed: bool) -> Adjusted:
+    return Adjusted(row["on_hand"], row["reserved"], row["version"], replayed)
