@@ -1,6 +1,7 @@
 """Shipping and returning in parts, against a model that only counts units."""
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -169,4 +170,8 @@ def test_the_event_has_the_parts_by_line_number_and_no_line_without_any() -> Non
     step = domain.decide(order("confirmed", 1, 2, 3), Command.SHIP, [Part(3, 1), Part(1, 1)])
     assert step.change == {"items": [{"line_no": 1, "quantity": 1}, {"line_no": 3, "quantity": 1}]}
     assert step.status == "partially_shipped"
+    before = order("partially_shipped", 1, 2)
+    before = replace(before, items=(replace(before.items[0], shipped_quantity=1), before.items[1]))
+    rest = domain.decide(before, Command.SHIP)
+    assert (rest.change, rest.status) == ({"items": [{"line_no": 2, "quantity": 2}]}, "shipped")
     assert domain.decide(order("confirmed", 1), Command.CANCEL).change == {}
