@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo up test check lint types imports fmt openapi lock clean
+.PHONY: help setup demo up test check lint types imports fmt openapi states lock clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ fmt: setup ## format, and mend what can be mended
 
 openapi: setup ## write docs/openapi.json, the API as the code describes it
 	$(BIN)/python -m services.cli.openapi
+
+states: setup ## write docs/states.md, the life of an order as the code has it
+	$(BIN)/python -m services.cli.states
 
 lock: setup ## resolve the dependencies anew into requirements.lock (needs uv)
 	uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --no-annotate --extra dev \

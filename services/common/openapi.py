@@ -332,7 +332,8 @@ _PROBLEM: Final = {
         "detail": _TEXT,
         "instance": {"type": "string", "format": "uri-reference"},
         "errors": {
-            "description": "With `invalid`: the place (JSON Pointer) and the reason of each fault, at most 20.",
+            "description": "With `invalid`: the place (JSON Pointer) and the reason of each fault, at most 20. Some"
+            " have further members.",
             "type": "array",
             "items": {"type": "object", "required": ["at", "reason"], "properties": {"at": _TEXT, "reason": _TEXT}},
         },

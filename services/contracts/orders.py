@@ -4,7 +4,7 @@
 order as it stands afterwards. `order.placed` carries the whole order; every later event only its own change.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from typing import Any
@@ -17,6 +17,7 @@ class EventType(StrEnum):
     SHIPPED = "order.shipped"
     DELIVERED = "order.delivered"
     CANCELLED = "order.cancelled"
+    RETURNED = "order.returned"
 
 
 class OrderStatus(StrEnum):
@@ -128,8 +129,11 @@ def apply(order: Order | None, event: Event) -> Order:
         case EventType.CANCELLED:
             changed["cancel_reason"] = change["cancel_reason"]
         case EventType.SHIPPED:
-            changed["tracking"] = change["tracking"]
-            changed["items"] = _shipped(order.items, change["items"])
+            # The event has what was given with this shipment; one without leaves the last there was.
+            changed["tracking"] = order.tracking if change["tracking"] is None else change["tracking"]
+            changed["items"] = _moved(order.items, change["items"], _shipped)
+        case EventType.RETURNED:
+            changed["items"] = _moved(order.items, change["items"], _returned)
         case _:
             pass
     return replace(order, **changed)
@@ -152,11 +156,16 @@ def _placed(change: Mapping[str, Any]) -> Order:
     return Order(**members)
 
 
-def _shipped(items: tuple[Item, ...], shipped: Iterable[Mapping[str, int]]) -> tuple[Item, ...]:
-    by_line = {line["line_no"]: line["quantity"] for line in shipped}
-    return tuple(
-        replace(item, shipped_quantity=item.shipped_quantity + by_line[item.line_no])
-        if item.line_no in by_line
-        else item
-        for item in items
-    )
+def _moved(
+    items: tuple[Item, ...], parts: Iterable[Mapping[str, int]], move: Callable[[Item, int], Item]
+) -> tuple[Item, ...]:
+    units = {part["line_no"]: part["quantity"] for part in parts}
+    return tuple(move(item, units[item.line_no]) if item.line_no in units else item for item in items)
+
+
+def _shipped(item: Item, units: int) -> Item:
+    return replace(item, shipped_quantity=item.shipped_quantity + units)
+
+
+def _returned(item: Item, units: int) -> Item:
+    return replace(item, returned_quantity=item.returned_quantity + units)

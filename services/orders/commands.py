@@ -20,7 +20,7 @@ from services.common.ids import OrderKey
 from services.common.money import AMOUNT_MAX
 from services.contracts.orders import Event, EventType, Order, OrderStatus, apply
 from services.orders import domain
-from services.orders.domain import Command
+from services.orders.domain import Command, Part
 from services.orders.repository import (
     ADVANCE,
     ALL_EVENTS,
@@ -182,15 +182,17 @@ async def command_order(
     caller: Caller,
     key: Key,
     *,
+    parts: Sequence[Part] | None = None,
     if_match: int | None,
     now: datetime,
     traceparent: str,
 ) -> Outcome:
     """`command` is carried out on the order at version `if_match`, once for the key, with its event and stock effect.
 
-    `details` is what the command adds to the event's change. One transaction (READ COMMITTED) under the order's row
-    lock. Refusals, which store nothing: 422 `key_reused`, 404 `not_found`, 428 `if_match_missing`, 412
-    `version_mismatch`, 409 `transition_not_allowed`, `request_in_progress`, 503 `unavailable`.
+    `details` is what the command adds to the event's change; `parts` what it moves of which line, all that is open when
+    None. One transaction (READ COMMITTED) under the order's row lock. Refusals, which store nothing: 422 `key_reused`,
+    404 `not_found`, 428 `if_match_missing`, 412 `version_mismatch`, 409 `transition_not_allowed`,
+    `request_in_progress`, 422 `invalid` (`parts` the order does not have), 503 `unavailable`.
     """
     event_id = ids.new_id(now)
     by_id = {"order_id": order_key.order_id, "created_at": order_key.created_at, "shard": order_key.shard}
@@ -215,7 +217,8 @@ async def command_order(
                 # Read only now, in a snapshot taken after the lock was granted.
                 events = await GET_EVENTS.rows(connection, **by_id, **owner, after_version=0, limit=ALL_EVENTS)
                 before = order_from(events, ids.to_text(order_key.order_id))
-                event = _decide(before, command, details, event_id=event_id, actor=caller.actor, now=now)
+                step = domain.decide(before, command, parts)
+                event = _event(before, step, details, event_id=event_id, actor=caller.actor, now=now)
                 order = apply(before, event)
                 await _judged(ADVANCE.rows(connection, **_advanced(before, order, event, event_id, traceparent, now)))
                 return Outcome(order, replayed=False)
@@ -236,18 +239,12 @@ def _check_version(current: int, if_match: int | None) -> None:
         )
 
 
-def _decide(
-    order: Order, command: Command, details: dict[str, Any], *, event_id: UUID, actor: str, now: datetime
+def _event(
+    order: Order, step: domain.Step, details: dict[str, Any], *, event_id: UUID, actor: str, now: datetime
 ) -> Event:
-    """The event that `command` makes of `order`. 409 `transition_not_allowed`."""
-    row = domain.transition(order, command)
-    change = dict(details)
-    if command is Command.SHIP:
-        change["items"] = [
-            {"line_no": item.line_no, "quantity": item.quantity - item.shipped_quantity} for item in order.items
-        ]
+    """The event that `step` leaves on `order`."""
     after = {
-        "status": row.target.value,
+        "status": step.status.value,
         "payment_status": order.payment_status,
         "currency": order.currency,
         "total_amount": order.total_amount,
@@ -257,10 +254,10 @@ def _decide(
         event_id=ids.to_text(event_id),
         order_id=order.order_id,
         version=order.version + 1,
-        type=row.event.value,
+        type=step.event.value,
         occurred_at=clock.to_text(now),
         actor=actor,
-        data={"change": change, "after": after},
+        data={"change": {**details, **step.change}, "after": after},
     )
 
 

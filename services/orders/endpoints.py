@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -32,7 +32,7 @@ from services.common.ids import OrderKey
 from services.common.openapi import IDEMPOTENCY_KEY, IF_MATCH, IF_NONE_MATCH, Operation
 from services.orders import answers, commands, queries, schemas, stock
 from services.orders.commands import Caller, Key, Line, Outcome, Placement
-from services.orders.domain import CancelReason, Command
+from services.orders.domain import CancelReason, Command, Part
 from services.orders.queries import Position, Reader
 
 READ: Final = "orders:read"
@@ -46,7 +46,7 @@ SCOPES: Final = {
     READ_ANY: "read anybody's",
     WRITE: "place orders and cancel one's own",
     PRICE: "agree prices, add adjustments, and place orders for others",
-    FULFIL: "cancel, ship and deliver anybody's orders",
+    FULFIL: "cancel, ship, deliver and return anybody's orders",
     INVENTORY: "adjust stock",
 }
 
@@ -185,9 +185,8 @@ async def ship_order(request: Request, claims: Claims) -> Response:
     at = context(request)
     key, content = await _key_and_content(request, may_be_empty=True)
     body = validated(schemas.ShipBody, content)
-    if body.items is not None:
-        raise DomainError("not_supported_yet", 422, "Partial shipments (`items`) are not supported yet.")
-    return await _command(request, at, claims, Command.SHIP, {"tracking": body.tracking}, key, content)
+    details = {"tracking": body.tracking}
+    return await _command(request, at, claims, Command.SHIP, details, key, content, _parts(body.items))
 
 
 async def deliver_order(request: Request, claims: Claims) -> Response:
@@ -196,6 +195,14 @@ async def deliver_order(request: Request, claims: Claims) -> Response:
     key, content = await _key_and_content(request, may_be_empty=True)
     validated(schemas.DeliverBody, content)
     return await _command(request, at, claims, Command.DELIVER, {}, key, content)
+
+
+async def return_order(request: Request, claims: Claims) -> Response:
+    """POST /v1/orders/{order_id}/return."""
+    at = context(request)
+    key, content = await _key_and_content(request, may_be_empty=True)
+    body = validated(schemas.ReturnBody, content)
+    return await _command(request, at, claims, Command.RETURN, {}, key, content, _parts(body.items))
 
 
 async def get_inventory(request: Request, _: Claims) -> Response:
@@ -254,8 +261,19 @@ def _member(content: object, name: str) -> object:
     return content.get(name) if isinstance(content, dict) else None
 
 
+def _parts(items: Sequence[schemas.PartBody] | None) -> list[Part] | None:
+    return None if items is None else [Part(item.line_no, item.quantity) for item in items]
+
+
 async def _command(
-    request: Request, at: Context, claims: Claims, command: Command, details: dict[str, Any], key: str, content: object
+    request: Request,
+    at: Context,
+    claims: Claims,
+    command: Command,
+    details: dict[str, Any],
+    key: str,
+    content: object,
+    parts: Sequence[Part] | None = None,
 ) -> Response:
     staff = FULFIL in claims.scopes
     outcome = await at.writes.finish(
@@ -266,6 +284,7 @@ async def _command(
             details,
             Caller(claims.user_id, f"{'staff' if staff else 'user'}:{claims.user_id}", any_owner=staff),
             Key(claims.subject, key, request_hash("POST", request.scope["path"], content)),
+            parts=parts,
             if_match=http.if_match_version(request.headers.get("if-match")),
             now=at.now(),
             traceparent=request.state.traceparent,
@@ -334,6 +353,9 @@ def _position(cursor: str, filters: bytes) -> Position:
 _NOT_YET: Final[openapi.Refusals] = {"not_supported_yet": (422, "The contract has it, this release does not.")}
 _TOO_SOON: Final[openapi.Refusals] = {"version_not_reached": (409, "The order has not reached that version.")}
 _BAD_CURSOR: Final[openapi.Refusals] = {"bad_cursor": (400, "The cursor is not one we gave for this query.")}
+_NOT_OPEN: Final[openapi.Refusals] = {
+    "invalid": (422, "The request is not valid, or the order has not that much of a line; `errors` says where and why.")
+}
 _NOT_ALLOWED: Final[openapi.Refusals] = {"transition_not_allowed": (409, "An order that is shipped cannot cancel.")}
 
 _PLACE: Final = Operation(
@@ -393,8 +415,18 @@ def _commanded(body: type[BaseModel], refusals: openapi.Refusals, description: s
 _CANCEL: Final = _commanded(
     schemas.CancelBody, {}, "An owner's only reason, and the default, is `customer`; others are for orders:fulfil."
 )
-_SHIP: Final = _commanded(schemas.ShipBody, _NOT_YET, "All that is open is shipped.")
-_DELIVER: Final = _commanded(schemas.DeliverBody, {}, "From `shipped`.")
+_SHIP: Final = _commanded(
+    schemas.ShipBody,
+    _NOT_OPEN,
+    "All that is not shipped yet, or `items` of it: the order is `partially_shipped` until nothing is left to ship.",
+)
+_DELIVER: Final = _commanded(schemas.DeliverBody, {}, "From `shipped`: once all of the order is.")
+_RETURN: Final = _commanded(
+    schemas.ReturnBody,
+    _NOT_OPEN,
+    "All that has not come back yet, or `items` of it: the order is `partially_returned` until all has. What is"
+    " returned can be sold again.",
+)
 
 _OWN: Final = AnyOf((READ,))
 _STAFF: Final = AnyOf((FULFIL,))
@@ -409,6 +441,7 @@ ROUTES: Final = (
     Route("POST", f"{_ID}/cancel", cancel_order, AnyOf((WRITE, FULFIL)), "Cancel an order", "commands", _CANCEL),
     Route("POST", f"{_ID}/ship", ship_order, _STAFF, "Ship an order", "commands", _SHIP),
     Route("POST", f"{_ID}/deliver", deliver_order, _STAFF, "Deliver an order", "commands", _DELIVER),
+    Route("POST", f"{_ID}/return", return_order, _STAFF, "Return an order", "commands", _RETURN),
     Route("GET", _STOCK_OF, get_inventory, AnyOf(), "Get a product's stock", "inventory", _STOCK),
     Route(
         *("POST", f"{_STOCK_OF}/adjustments", adjust_stock, AnyOf((INVENTORY,))),

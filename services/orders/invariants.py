@@ -52,7 +52,10 @@ _REBUILD: Final = "Run `orders rebuild`: it recreates the order and its lines fr
 _STOCK_REPAIR: Final = "Run `orders rebuild`: it sets stock right by what orders and movements add up to."
 
 _LEGAL_STEPS: Final = ", ".join(
-    f"('{source}', '{step.event}', '{step.target}')" for step in domain.TRANSITIONS for source in sorted(step.sources)
+    f"('{source}', '{row.event}', '{target}')"
+    for row in domain.TRANSITIONS
+    for source in sorted(row.sources)
+    for target in row.targets
 )
 _LEGAL_STARTS: Final = ", ".join(
     "({}, '{}', '{}')".format(str(method is None).upper(), *domain.starts_as(method)) for method in (None, "pm")

@@ -40,17 +40,18 @@ SELECT product_id AS id, format('reserved is %s, its orders hold %s', s.reserved
 FROM orders.inventory s FULL JOIN held h USING (product_id)
 WHERE coalesce(s.reserved, 0) <> coalesce(h.units, 0)
 """
+# Away is what is shipped and not returned.
 STOCK_ON_HAND: Final = """
 WITH moved AS (
     SELECT product_id, sum(delta) AS units FROM orders.inventory_movements GROUP BY product_id
-), shipped AS (
+), away AS (
     SELECT product_id, sum(shipped_quantity - returned_quantity) AS units FROM orders.order_items GROUP BY product_id
 ), kept AS (
-    SELECT product_id, coalesce(m.units, 0) - coalesce(s.units, 0) AS units
-    FROM moved m FULL JOIN shipped s USING (product_id)
+    SELECT product_id, coalesce(m.units, 0) - coalesce(a.units, 0) AS units
+    FROM moved m FULL JOIN away a USING (product_id)
 )
 SELECT product_id AS id,
-       format('on_hand is %s, movements less shipments make %s', s.on_hand, coalesce(k.units, 0)) AS detail,
+       format('on_hand is %s, movements less what is away make %s', s.on_hand, coalesce(k.units, 0)) AS detail,
        (coalesce(k.units, 0) - coalesce(s.on_hand, 0))::bigint AS drift
 FROM orders.inventory s FULL JOIN kept k USING (product_id)
 WHERE coalesce(s.on_hand, 0) <> coalesce(k.units, 0)

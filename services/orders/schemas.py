@@ -1,6 +1,7 @@
 """What comes in over HTTP: bodies and query parameters."""
 
 import re
+from collections import Counter
 from datetime import UTC, datetime
 from typing import Annotated, Final, Literal
 
@@ -152,20 +153,43 @@ class CancelBody(Body):
     reason: Literal["customer", "out_of_stock", "staff"] | None = None
 
 
-class ShipLineBody(Body):
-    """What of a line is shipped."""
+class PartBody(Body):
+    """So many units of a line."""
 
     line_no: Annotated[int, Field(ge=1, le=LINES_MAX)]
     quantity: Annotated[int, Field(ge=1, le=QUANTITY_MAX)]
 
 
+def _each_line_once(parts: list[PartBody]) -> list[PartBody]:
+    """Twice the same line is more likely a mistake of the client's than a wish for the sum."""
+    twice = [line_no for line_no, times in Counter(part.line_no for part in parts).items() if times > 1]
+    if twice:
+        raise ValueError(f"a line stands here once at most, but not {', '.join(map(str, twice[:20]))}")
+    return parts
+
+
+Parts = Annotated[
+    list[PartBody],
+    Field(min_length=1, max_length=LINES_MAX, description="each line once at most"),
+    AfterValidator(_each_line_once),
+]
+
+
 class ShipBody(Body):
-    """All that is open is shipped."""
+    """What is shipped."""
 
-    model_config = example(tracking="1Z999AA10123456784")
+    model_config = example(tracking="1Z999AA10123456784", items=[{"line_no": 1, "quantity": 2}])
 
-    tracking: ShortText | None = None
-    items: Annotated[list[ShipLineBody], Field(min_length=1, max_length=LINES_MAX)] | None = None
+    tracking: ShortText | None = Field(default=None, description="of this shipment; the order shows the last one given")
+    items: Parts | None = Field(default=None, description="all that is not shipped yet when absent")
+
+
+class ReturnBody(Body):
+    """What has come back."""
+
+    model_config = example(items=[{"line_no": 1, "quantity": 1}])
+
+    items: Parts | None = Field(default=None, description="all that is shipped and not returned yet when absent")
 
 
 class DeliverBody(Body):

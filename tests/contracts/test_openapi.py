@@ -52,8 +52,9 @@ REFUSED = {
     "get_order": f"{READ}|404 not_found|409 version_not_reached",
     "get_events": f"{READ}|404 not_found",
     "cancel_order": f"{COMMANDED}|422 invalid key_reused",
-    "ship_order": f"{COMMANDED}|422 invalid key_reused not_supported_yet",
+    "ship_order": f"{COMMANDED}|422 invalid key_reused",
     "deliver_order": f"{COMMANDED}|422 invalid key_reused",
+    "return_order": f"{COMMANDED}|422 invalid key_reused",
     "get_inventory": "401 unauthenticated|404 not_found|503 unavailable",
     "adjust_stock": f"{KEYED}|401 unauthenticated|403 scope_missing|404 not_found"
     "|409 below_reserved request_in_progress|422 amount_too_large invalid key_reused",

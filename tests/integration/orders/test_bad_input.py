@@ -139,9 +139,16 @@ async def test_commands_with_bodies_that_mean_nothing_are_invalid(shop: Shop) ->
     order = await shop.placed()
     bodies: dict[str, list[Any]] = {
         "cancel": [[], None, {"reason": 1}, {"reason": ""}, {"reason": "staff\x00"}, {"x": 1}],
-        "ship": [1, {"tracking": "\x00"}, {"tracking": ""}, {"tracking": "x" * 201}, {"items": []}, {"items": [{}]}],
+        "ship": [1, {"tracking": "\x00"}, {"tracking": ""}, {"tracking": "x" * 201}],
         "deliver": ["", {"x": None}],
+        "return": [[], {"x": 1}, {"tracking": "T"}],
     }
+    part = {"line_no": 1, "quantity": 1}
+    wrong = ({"quantity": 0}, {"quantity": -1}, {"quantity": 10**6 + 1}, {"quantity": "1"}, {"line_no": 0}, {"x": 1})
+    for command in ("ship", "return"):
+        lists: list[Any] = [{}, [], [{}], [1], [part, part], [part] * 2001]
+        bodies[command] += [{"items": each} for each in lists]
+        bodies[command] += [{"items": [part | each]} for each in wrong]
     for command, each in bodies.items():
         for body in each:
             response = await post(shop, json.dumps(body), path=f"/v1/orders/{order['order_id']}/{command}")

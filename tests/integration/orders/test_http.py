@@ -22,7 +22,7 @@ from tests.shop import Shop, opened_shop
 
 HUGE = b" " * (256 * 1024 + 1)
 GOOD_ID = ids.to_text(ids.new_order_key(uuid.uuid4(), clock.now()).order_id)
-COMMANDS = ("cancel", "ship", "deliver")
+COMMANDS = ("cancel", "ship", "deliver", "return")
 GUARDED = [
     ("POST", "/v1/orders"),
     ("GET", "/v1/orders"),
@@ -183,7 +183,7 @@ async def test_a_reader_of_any_and_only_such_a_one_sees_foreign_orders(shop: Sho
 
 
 async def test_what_no_route_serves_is_a_problem_too(shop: Shop) -> None:
-    for path in ("/", "/v1", "/v2/orders", "/v1/orders/", f"/v1/orders/{GOOD_ID}/", f"/v1/orders/{GOOD_ID}/return"):
+    for path in ("/", "/v1", "/v2/orders", "/v1/orders/", f"/v1/orders/{GOOD_ID}/", f"/v1/orders/{GOOD_ID}/refund"):
         response = await shop.client.get(path, headers={"Host": "elsewhere.example"})
         assert refused(response) == "404 not_found", path
     for method, path, allowed in (

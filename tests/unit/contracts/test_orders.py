@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 from services.contracts.orders import Event, EventType, Order, apply, fold
 
 LINES = st.lists(st.integers(1, 5), min_size=1, max_size=4)
-STEPS = st.lists(st.sampled_from(["order.cancelled", "order.delivered", "order.shipped", "order.painted"]), max_size=5)
+STEPS = st.lists(
+    st.sampled_from(["order.cancelled", "order.delivered", "order.shipped", "order.returned", "order.painted"]),
+    max_size=5,
+)
 AFTER = {"status": "confirmed", "payment_status": "on_account", "currency": "USD", "total_amount": 7, "user_id": "u"}
 
 
@@ -47,9 +50,10 @@ def event(version: int, kind: str, change: dict[str, Any], **after: Any) -> Even
 
 
 def story(quantities: list[int], steps: list[str]) -> list[Event]:
-    """Events of an order; each shipment is one unit of line 1."""
+    """Events of an order; each shipment and return is one unit of line 1."""
     changes: dict[str, dict[str, Any]] = {
         "order.shipped": {"tracking": "T", "items": [{"line_no": 1, "quantity": 1}]},
+        "order.returned": {"items": [{"line_no": 1, "quantity": 1}]},
         "order.cancelled": {"cancel_reason": "staff"},
     }
     return [
@@ -79,7 +83,8 @@ def test_version_time_and_header_are_those_of_the_last_event(quantities: list[in
     assert (order.version, order.updated_at, order.created_at) == (len(events), f"t{len(events)}", "t1")
     assert order.status == events[-1].data["after"]["status"]
     assert order.items[0].shipped_quantity == steps.count("order.shipped")
-    assert all(item.shipped_quantity == 0 for item in order.items[1:])
+    assert order.items[0].returned_quantity == steps.count("order.returned")
+    assert all(item.shipped_quantity == item.returned_quantity == 0 for item in order.items[1:])
     assert order.cancel_reason == ("staff" if "order.cancelled" in steps else None)
     assert order.tracking == ("T" if "order.shipped" in steps else None)
 
@@ -105,6 +110,15 @@ def test_an_order_begins_with_its_placing() -> None:
         fold([event(1, EventType.SHIPPED, {})])
     with pytest.raises(ValueError, match="at least one"):
         fold([])
+
+
+def test_the_last_tracking_that_was_given_stays() -> None:
+    order = fold([placed(9)])
+    for version, (tracking, shown) in enumerate(((None, None), ("A", "A"), (None, "A"), ("B", "B")), start=2):
+        parts = [{"line_no": 1, "quantity": 1}]
+        order = apply(order, event(version, EventType.SHIPPED, {"tracking": tracking, "items": parts}))
+        assert order.tracking == shown
+    assert order.items[0].shipped_quantity == 4
 
 
 def test_an_unknown_type_moves_version_time_and_header_only() -> None:

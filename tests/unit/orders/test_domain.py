@@ -8,10 +8,15 @@ from hypothesis import strategies as st
 from services.common.errors import DomainError
 from services.contracts.orders import Item, Order, OrderStatus, PaymentStatus
 from services.orders import domain
-from services.orders.domain import ALLOWED_ACTIONS, TRANSITIONS, CancelReason, Command, StockEffect
+from services.orders.domain import ALLOWED_ACTIONS, OPEN, TRANSITIONS, CancelReason, Command, StockEffect
 
 STATUSES = st.sampled_from(OrderStatus)
-REACHED = {"cancel": OrderStatus.CANCELLED, "ship": OrderStatus.SHIPPED, "deliver": OrderStatus.DELIVERED}
+REACHED: dict[str, tuple[str, ...]] = {
+    "cancel": ("cancelled",),
+    "ship": ("partially_shipped", "shipped"),
+    "deliver": ("delivered",),
+    "return": ("partially_returned", "returned"),
+}
 
 
 def order(status: str, *quantities: int, products: str = "AB") -> Order:
@@ -53,7 +58,7 @@ def shipped(before: Order) -> Order:
 def test_what_is_allowed_is_what_there_is_a_transition_for(status: OrderStatus, command: Command) -> None:
     if command in ALLOWED_ACTIONS[status]:
         row = domain.transition(order(status, 1), command)
-        assert (row.command, row.target) == (command, REACHED[command])
+        assert (row.command, row.targets) == (command, REACHED[command])
         return
     with pytest.raises(DomainError) as refusal:
         domain.transition(order(status, 1), command)
@@ -65,18 +70,26 @@ def test_the_actions_of_every_status() -> None:
     assert {status: actions for status, actions in ALLOWED_ACTIONS.items() if actions} == {
         "pending": ("cancel",),
         "confirmed": ("cancel", "ship"),
+        "partially_shipped": ("ship",),
         "shipped": ("deliver",),
+        "delivered": ("return",),
+        "partially_returned": ("return",),
     }
 
 
 def test_no_command_has_two_ways_from_one_status_and_none_leads_back() -> None:
     ways = Counter((row.command, source) for row in TRANSITIONS for source in row.sources)
     assert set(ways.values()) == {1}
-    reached: set[str] = {"cancelled", "delivered"}
+    reached: set[str] = {"cancelled", "returned"}
     while more := {s for row in TRANSITIONS if row.target in reached for s in row.sources} - reached:
         reached |= more
     assert not any(row.target in row.sources for row in TRANSITIONS)
-    assert {"pending", "confirmed", "shipped"} <= reached  # from everywhere there is a way to an end
+    assert reached == set(OrderStatus)  # from everywhere there is a way to an end
+
+
+def test_a_command_has_a_status_for_a_part_when_it_moves_units_and_may_be_given_again() -> None:
+    assert {row.command for row in TRANSITIONS if row.part is not None} == OPEN.keys()
+    assert all(row.part in row.sources for row in TRANSITIONS if row.part is not None)
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=6))
@@ -89,7 +102,10 @@ def test_what_is_reserved_is_released_by_cancel_and_taken_by_ship_summed_by_prod
     assert cancelled == {product: StockEffect(0, -units) for product, units in demand.items()}
     taken = domain.stock_effect(before, shipped(before))
     assert taken == {product: StockEffect(-units, -units) for product, units in demand.items()}
-    assert domain.stock_effect(shipped(before), replace(shipped(before), status="delivered")) == {}
+    delivered = replace(shipped(before), status="delivered")
+    assert domain.stock_effect(shipped(before), delivered) == {}
+    back = replace(delivered, items=tuple(replace(i, returned_quantity=i.quantity) for i in delivered.items))
+    assert domain.stock_effect(delivered, back) == {product: StockEffect(units, 0) for product, units in demand.items()}
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9)), min_size=1, max_size=6))
