@@ -8,7 +8,7 @@ from services.common.http import AnyOf
 from services.contracts.orders import OrderStatus
 from services.orders import domain
 from services.orders.domain import ALLOWED_ACTIONS, TRANSITIONS, Command
-from services.orders.endpoints import ROUTES
+from services.orders.routes import ROUTES
 
 FILE: Final = Path(__file__).resolve().parents[2] / "docs" / "states.md"
 

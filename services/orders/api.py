@@ -15,7 +15,8 @@ from services.common.db import Database, TransientError
 from services.common.http import Application, Writes, build_app
 from services.common.outbox import Wake
 from services.orders import queries
-from services.orders.endpoints import ROUTES, SCOPES, Context
+from services.orders.endpoints import Context
+from services.orders.routes import ROUTES, SCOPES
 from services.orders.settings import OrdersSettings
 
 PROCESS = "orders-api"

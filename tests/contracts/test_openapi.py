@@ -18,7 +18,7 @@ from services.common import http
 from services.common.errors import DomainError
 from services.common.openapi import Described, Operation, document
 from services.orders import schemas
-from services.orders.endpoints import ROUTES, SCOPES
+from services.orders.routes import ROUTES, SCOPES
 from tests.contracts.description import Description, Json
 
 # The contract's table: every code has one status.
