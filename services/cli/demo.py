@@ -6,11 +6,10 @@ import uuid
 from typing import Any
 
 import httpx
-import typer
 from rich.console import Console
 
 from services.cli.token import minted
-from services.cli.up import any_product, prepare
+from services.cli.up import any_product, prepare, run
 from services.common import log
 from services.common.stream import Received, ensure_topic, reading
 from services.contracts.envelope import ORDERS_TOPIC
@@ -27,11 +26,7 @@ console = Console()
 def demo() -> None:
     """Start everything, take an order to `delivered`, follow its events on Kafka, and stop everything again."""
     log.configure("orders-demo", "WARNING")
-    try:
-        asyncio.run(_demo(StackSettings()))
-    except StackError as error:
-        console.print(f"[red]{error}[/]", highlight=False)
-        raise typer.Exit(1) from None
+    run(_demo(StackSettings()))
 
 
 async def _demo(settings: StackSettings) -> None:

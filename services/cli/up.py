@@ -5,6 +5,8 @@ import json
 import secrets
 import sys
 import uuid
+from collections.abc import Coroutine
+from typing import Any
 
 import asyncpg
 import typer
@@ -32,10 +34,15 @@ def up() -> None:
     others. State is kept in ORDERS_HOME (.local); ORDERS_PORT_BASE (8000) moves all ports. What dies is restarted.
     """
     log.configure("orders-up", "INFO")
+    run(_up(StackSettings()))
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    """`main` has run to its end; a stack that cannot start is told in a line, with its remedy and exit code 1."""
     try:
-        asyncio.run(_up(StackSettings()))
+        asyncio.run(main)
     except StackError as error:
-        console.print(f"[red]{error}[/]", highlight=False)
+        console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
 
 

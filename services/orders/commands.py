@@ -3,7 +3,7 @@
 A caller may repeat any of these with the same key: they are run again on a new connection when one is lost.
 """
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -39,7 +39,7 @@ orders_placed_total = Counter("orders_placed_total", "Orders placed, replays not
 order_commands_total = Counter("order_commands_total", "Commands carried out, replays not counted", ["command"])
 idempotency_replays_total = Counter("idempotency_replays_total", "Answers given again to a known key")
 idempotency_conflicts_total = Counter("idempotency_conflicts_total", "Keys refused, by reason", ["reason"])
-orders_refused_total = Counter("orders_refused_total", "Placements and commands the database refused", ["code"])
+orders_refused_total = Counter("orders_refused_total", "Requests that the database refused", ["code"])
 
 # What the database says when it refuses, and what a person is told.
 REFUSALS: Final[dict[str, tuple[int, str]]] = {
@@ -154,7 +154,7 @@ async def place_order(
     }
 
     async def once() -> Outcome:
-        rows = await _judged(database.rows(PLACE, **values))
+        rows = await judged(database.rows(PLACE, **values))
         if not rows:
             return await _replayed(database, order_key.shard, key)
         event = Event(
@@ -200,7 +200,7 @@ async def command_order(
 
     async def once() -> Outcome:
         async with database.transaction() as connection:
-            rows = await _judged(
+            rows = await judged(
                 LOCK.rows(
                     connection,
                     **by_id,
@@ -220,7 +220,7 @@ async def command_order(
                 step = domain.decide(before, command, parts)
                 event = _event(before, step, details, event_id=event_id, actor=caller.actor, now=now)
                 order = apply(before, event)
-                await _judged(ADVANCE.rows(connection, **_advanced(before, order, event, event_id, traceparent, now)))
+                await judged(ADVANCE.rows(connection, **_advanced(before, order, event, event_id, traceparent, now)))
                 return Outcome(order, replayed=False)
         return await _replayed(database, order_key.shard, key, missing=not_found())
 
@@ -296,20 +296,29 @@ def _advanced(
     }
 
 
-async def _judged(statement: Awaitable[list[Row]]) -> list[Row]:
-    """The statement's rows, or the refusal that its error means."""
+async def judged(
+    statement: Awaitable[list[Row]],
+    *,
+    refusals: Mapping[str, tuple[int, str]] = REFUSALS,
+    oversell: str = "out_of_stock",
+    gate: str = "idempotency_keys",
+) -> list[Row]:
+    """The statement's rows, or the refusal that its error means.
+
+    `refusals` are those it may raise, `oversell` the one that the CHECK on stock stands for, and `gate` what PostgreSQL
+    names in the context of its error when it waited for another request with the same key.
+    """
     try:
         return await statement
     except Refused as refused:
-        code = "out_of_stock" if refused.code == OVERSELL_CHECK else refused.code
-        if code not in REFUSALS:
+        code = oversell if refused.code == OVERSELL_CHECK else refused.code
+        if code not in refusals:
             raise
         orders_refused_total.labels(code).inc()
-        status, detail = REFUSALS[code]
+        status, detail = refusals[code]
         raise DomainError(code, status, detail, extra=refused.extra) from refused
     except LockTimeoutError as timeout:
-        # Who waits for the gate waits for a request with the same key; anyone else waits for stock or for the order.
-        if "idempotency_keys" in timeout.context:
+        if gate in timeout.context:
             idempotency_conflicts_total.labels("request_in_progress").inc()
             raise DomainError(
                 "request_in_progress",
@@ -317,7 +326,7 @@ async def _judged(statement: Awaitable[list[Row]]) -> list[Row]:
                 "A request with this Idempotency-Key is still under way.",
                 headers={"Retry-After": "1"},
             ) from timeout
-        raise unavailable("Too many orders want the same stock just now.") from timeout
+        raise unavailable("Too many want the same stock, or the same order, just now.") from timeout
 
 
 async def _replayed(database: Database, shard: int, key: Key, *, missing: DomainError | None = None) -> Outcome:

@@ -7,22 +7,19 @@ from uuid import UUID
 
 from prometheus_client import Counter
 
-from services.common.db import Database, LockTimeoutError, Refused, Row, TransientError, retried
-from services.common.errors import DomainError, not_found, unavailable
+from services.common.db import Database, Row, TransientError, retried
+from services.common.errors import not_found
 from services.common.idempotency import key_reused
 from services.common.money import AMOUNT_MAX
 from services.orders.commands import (
-    OVERSELL_CHECK,
     Key,
     idempotency_conflicts_total,
     idempotency_replays_total,
+    judged,
 )
 from services.orders.repository import ADJUST, GET_MOVEMENT
 
 inventory_adjustments_total = Counter("inventory_adjustments_total", "Adjustments of stock, replays not counted")
-inventory_adjustments_refused_total = Counter(
-    "inventory_adjustments_refused_total", "Adjustments the database refused", ["code"]
-)
 
 ON_HAND_MAX: Final = AMOUNT_MAX  # what a JSON number holds exactly, as for money
 
@@ -73,7 +70,12 @@ async def adjust_stock(database: Database, adjustment: Adjustment, key: Key, *, 
     }
 
     async def once() -> Adjusted:
-        rows = await _judged(database, values)
+        rows = await judged(
+            database.rows(ADJUST, **values),
+            refusals=REFUSALS,
+            oversell="below_reserved",
+            gate="take_adjustment_turn",
+        )
         if rows:
             return _adjusted(rows[0], replayed=False)
         return await _replayed(database, adjustment.product_id, key)
@@ -82,30 +84,6 @@ async def adjust_stock(database: Database, adjustment: Adjustment, key: Key, *, 
     if not adjusted.replayed:
         inventory_adjustments_total.inc()
     return adjusted
-
-
-async def _judged(database: Database, values: dict[str, object]) -> list[Row]:
-    """The row of ADJUST, or none, or the refusal that its error means."""
-    try:
-        return await database.rows(ADJUST, **values)
-    except Refused as refused:
-        code = "below_reserved" if refused.code == OVERSELL_CHECK else refused.code
-        if code not in REFUSALS:
-            raise
-        inventory_adjustments_refused_total.labels(code).inc()
-        status, detail = REFUSALS[code]
-        raise DomainError(code, status, detail, extra=refused.extra) from refused
-    except LockTimeoutError as timeout:
-        # Who waits for a turn waits for a request with the same key; anyone else waits for the stock.
-        if "take_adjustment_turn" in timeout.context:
-            idempotency_conflicts_total.labels("request_in_progress").inc()
-            raise DomainError(
-                "request_in_progress",
-                409,
-                "A request with this Idempotency-Key is still under way.",
-                headers={"Retry-After": "1"},
-            ) from timeout
-        raise unavailable("Too many want the same stock just now.") from timeout
 
 
 async def _replayed(database: Database, product_id: UUID, key: Key) -> Adjusted:
