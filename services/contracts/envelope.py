@@ -4,6 +4,8 @@ from typing import Final
 
 ORDERS_TOPIC: Final = "orders.events.v1"
 ORDERS_SOURCE: Final = "/orders"
+CATALOG_TOPIC: Final = "catalog.events.v1"
+CATALOG_SOURCE: Final = "/catalog"
 CONTENT_TYPE: Final = "application/json"
 
 Headers = list[tuple[str, bytes]]

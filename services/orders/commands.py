@@ -33,7 +33,6 @@ from services.orders.repository import (
     REPLAY,
     order_from,
 )
-from services.orders.tables import SLICES
 
 orders_placed_total = Counter("orders_placed_total", "Orders placed, replays not counted", ["currency"])
 order_commands_total = Counter("order_commands_total", "Commands carried out, replays not counted", ["command"])
@@ -125,7 +124,7 @@ async def place_order(
     expires_at = now + expires_after if status is OrderStatus.PENDING else None
     values = {
         "shard": order_key.shard,
-        "slice": order_key.shard % SLICES,
+        "slice": order_key.shard % ids.SLICES,
         "order_id": order_key.order_id,
         "order_text": order_text,
         "created_at": now,
@@ -272,7 +271,7 @@ def _advanced(
         "order_id": key.order_id,
         "created_at": key.created_at,
         "shard": key.shard,
-        "slice": key.shard % SLICES,
+        "slice": key.shard % ids.SLICES,
         "status": order.status,
         "payment_status": order.payment_status,
         "total_amount": order.total_amount,
