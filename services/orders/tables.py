@@ -179,6 +179,13 @@ inventory = sa.Table(
     sa.Column("on_hand", sa.BigInteger, nullable=False),
     sa.Column("reserved", sa.BigInteger, nullable=False),
     sa.Column("version", sa.BigInteger, nullable=False, comment="grows by one with every change"),
+    sa.Column(
+        "product_version",
+        sa.BigInteger,
+        nullable=False,
+        server_default="0",
+        comment="of the product as last copied: a placement that has read an older one starts again",
+    ),
     sa.PrimaryKeyConstraint("product_id"),
     sa.CheckConstraint("reserved BETWEEN 0 AND on_hand", name="reserved_within_on_hand"),
     comment="stock of a product; the CHECK is what makes overselling impossible",

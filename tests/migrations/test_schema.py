@@ -148,6 +148,7 @@ GRANTS = {
     ("orders_maintenance", "orders.inbox"): {"SELECT", "DELETE"},
     ("orders_maintenance", "orders.months"): {"SELECT"},
     ("orders_projector", "orders.inbox"): {"SELECT", "INSERT", "UPDATE"},
+    ("orders_projector", "orders.inventory"): {"SELECT"},
     ("orders_projector", "orders.products"): {"SELECT", "INSERT", "UPDATE"},
     ("outbox_relay", "catalog.outbox"): {"SELECT", "DELETE"},
     ("outbox_relay", "orders.order_events"): {"SELECT"},
@@ -165,6 +166,15 @@ async def test_grants_are_those_written_here(owner: "Connection") -> None:
     for row in rows:
         found.setdefault((row["role"], row["table"]), set()).add(row["privilege"])
     assert found == GRANTS
+
+
+async def test_of_a_table_s_columns_one_is_granted_alone(owner: "Connection") -> None:
+    rows = await owner.fetch(
+        "SELECT a.grantee::regrole::text AS role, c.relname || '.' || t.attname AS column, a.privilege_type"
+        " FROM pg_attribute t JOIN pg_class c ON c.oid = t.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace"
+        " CROSS JOIN LATERAL aclexplode(t.attacl) a WHERE n.nspname IN ('orders', 'catalog')"
+    )
+    assert [tuple(row) for row in rows] == [("orders_projector", "inventory.product_version", "UPDATE")]
 
 
 async def test_a_month_is_made_once_and_is_like_its_siblings(owner: "Connection") -> None:
