@@ -31,7 +31,7 @@ def create_app(settings: OrdersSettings, now: clock.Clock = clock.now) -> Applic
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         database = Database(settings.postgres_url, application_name=PROCESS, size_max=settings.pool_size)
-        wake = Wake(settings.valkey_url)
+        wake = Wake(settings.valkey_url, "orders")
         at = Context(
             database=database,
             wake=wake,
