@@ -139,7 +139,7 @@ async def test_an_event_too_large_for_kafka_parks_its_product_and_no_other(
         assert metric("outbox_oldest_age_seconds", outbox="catalog") > 0
 
 
-async def test_a_writer_wakes_the_relay_of_its_outbox_though_another_hears_too(
+async def test_a_writer_wakes_the_relay_of_its_outbox_beside_another(
     catalogue: Catalogue, settings: RelaySettings, products: Topic
 ) -> None:
     pause = 3.0
