@@ -292,7 +292,7 @@ async def retried(operation: Callable[[], Awaitable[T]]) -> T:
     except TransientError as error:
         log.error("db.unavailable", reason=error.reason)
         raise unavailable(
-            "The database does not answer; nothing is known to be stored. Try again with the same key."
+            "The database does not answer; nothing is known to be stored. Send the same request again."
         ) from error
     raise AssertionError("stamina either returns or raises")
 

@@ -23,6 +23,8 @@ import psutil
 import pytest
 
 import services
+from services.common.stream import reading
+from services.contracts.envelope import CATALOG_TOPIC
 from services.embedded.program import answers
 from services.embedded.room import free_port_base
 from services.embedded.settings import KAFKA
@@ -145,6 +147,20 @@ async def _pasted(line: str) -> Any:
     return json.loads(out)
 
 
+async def _a_product_reaches_kafka(home: Home, endpoints: dict[str, Any]) -> None:
+    code, out, err = await home.orders("token", "--scope", "catalog:write")
+    assert code == 0, err
+    path = "/v1/products/01JD5Q0000E2WXGF4K4Z7D3M5T"
+    async with httpx.AsyncClient(base_url=endpoints["catalog"]) as client:
+        teapot = {"name": "Teapot", "price": 1999, "currency": "USD", "active": True}
+        put = await client.put(path, json=teapot, headers={"Authorization": f"Bearer {out.strip()}"})
+        assert put.status_code == 201, put.text
+        assert (await client.get(path)).json() == put.json()
+    async with asyncio.timeout(20), reading(endpoints["kafka"], CATALOG_TOPIC, from_beginning=True) as messages:
+        event = json.loads((await anext(messages)).value)
+    assert event["data"] == {"product": put.json()}
+
+
 async def test_up_serves_what_it_prints_stops_on_sigterm_and_keeps_its_data(home: Home) -> None:
     async with _up(home) as (endpoints, printed):
         base = home.port_base
@@ -190,6 +206,7 @@ async def test_up_serves_what_it_prints_stops_on_sigterm_and_keeps_its_data(home
             assert second.status_code == 201
             events = (await client.get(f"/v1/orders/{order['order_id']}/events")).json()["data"]
 
+        await _a_product_reaches_kafka(home, endpoints)
         code, out, err = await home.orders("tail", "--from-beginning", "--json", "--count", "2")
         assert code == 0, err
         lines = [json.loads(line) for line in out.splitlines()]
