@@ -71,6 +71,8 @@ async def place(request: Request) -> Response:
         "quantities": [item["quantity"] for item in items],
         "seen_prices": [None for _ in items],
         "agreed": False,
+        "adjustments": "[]",
+        "adjusted_amount": 0,
         "amount_max": 2**53 - 1,
         "status": "confirmed",
         "payment_status": "on_account",

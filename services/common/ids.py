@@ -16,6 +16,7 @@ from services.common import clock
 from services.common.errors import not_found
 
 SHARDS = 4096  # 12 bits, the width of rand_a in a UUIDv7
+SLICES = 16  # of an outbox, a slice being shard % SLICES: how many relays may share the work
 CLOCK_SKEW = timedelta(seconds=10)  # an order made by a host whose clock is ahead can be read on one whose is not
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"

@@ -11,6 +11,8 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError, for_code
 
+from services.contracts.envelope import COMPACTED_TOPICS
+
 log = structlog.get_logger()
 
 MESSAGE_BYTES_MAX: Final = 4 * 1024 * 1024  # 2,000 lines of long names
@@ -123,7 +125,7 @@ async def ensure_topic(kafka_url: str, topic: str) -> None:
                 topic,
                 num_partitions=PARTITIONS,
                 replication_factor=min(REPLICAS, len(brokers)),
-                topic_configs={"max.message.bytes": str(MESSAGE_BYTES_MAX), "retention.ms": str(RETENTION_MS)},
+                topic_configs={"max.message.bytes": str(MESSAGE_BYTES_MAX), **_kept(topic)},
             )
             response = await admin.create_topics([wanted])
             for _, code, *_rest in response.topic_errors:
@@ -133,6 +135,12 @@ async def ensure_topic(kafka_url: str, topic: str) -> None:
         raise StreamError(repr(error)) from error
     finally:
         await admin.close()
+
+
+def _kept(topic: str) -> dict[str, str]:
+    if topic in COMPACTED_TOPICS:
+        return {"cleanup.policy": "compact"}
+    return {"retention.ms": str(RETENTION_MS)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,6 +75,19 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
+class Adjustment:
+    """Tax, shipping, fee (not negative) or discount (not positive), of a line or of the order when `line_no` is None.
+
+    `amount` is in minor units of the order's currency.
+    """
+
+    kind: str
+    line_no: int | None
+    label: str
+    amount: int
+
+
+@dataclass(frozen=True, slots=True)
 class Order:
     """An order as its events tell it. Amounts are minor units of `currency`; times are RFC 3339 text in UTC."""
 
@@ -91,7 +104,7 @@ class Order:
     created_at: str
     updated_at: str
     items: tuple[Item, ...]
-    adjustments: tuple[Mapping[str, Any], ...]
+    adjustments: tuple[Adjustment, ...]
     expires_at: str | None
     payment_method: str | None
     shipping_address_id: str | None
@@ -101,6 +114,7 @@ class Order:
 
 _ORDER_MEMBERS = tuple(f.name for f in fields(Order))
 _ITEM_MEMBERS = tuple(f.name for f in fields(Item))
+_ADJUSTMENT_MEMBERS = tuple(f.name for f in fields(Adjustment))
 
 
 def apply(order: Order | None, event: Event) -> Order:
@@ -152,7 +166,9 @@ def fold(events: Iterable[Event]) -> Order:
 def _placed(change: Mapping[str, Any]) -> Order:
     members = {name: change[name] for name in _ORDER_MEMBERS}
     members["items"] = tuple(Item(**{name: line[name] for name in _ITEM_MEMBERS}) for line in change["items"])
-    members["adjustments"] = tuple(change["adjustments"])
+    members["adjustments"] = tuple(
+        Adjustment(**{name: adjustment[name] for name in _ADJUSTMENT_MEMBERS}) for adjustment in change["adjustments"]
+    )
     return Order(**members)
 
 

@@ -18,7 +18,7 @@ from services.common.errors import DomainError, not_found, unavailable
 from services.common.idempotency import key_reused
 from services.common.ids import OrderKey
 from services.common.money import AMOUNT_MAX
-from services.contracts.orders import Event, EventType, Order, OrderStatus, apply
+from services.contracts.orders import Adjustment, Event, EventType, Order, OrderStatus, apply
 from services.orders import domain
 from services.orders.domain import Command, Part
 from services.orders.repository import (
@@ -33,7 +33,6 @@ from services.orders.repository import (
     REPLAY,
     order_from,
 )
-from services.orders.tables import SLICES
 
 orders_placed_total = Counter("orders_placed_total", "Orders placed, replays not counted", ["currency"])
 order_commands_total = Counter("order_commands_total", "Commands carried out, replays not counted", ["command"])
@@ -48,8 +47,10 @@ REFUSALS: Final[dict[str, tuple[int, str]]] = {
     "currency_mismatch": (409, "A product is sold in another currency."),
     "price_changed": (409, "A price is no longer what the buyer saw."),
     "amount_too_large": (422, f"The total is more than {AMOUNT_MAX} minor units."),
+    "total_negative": (422, "Discounts are more than all the rest."),
     "out_of_stock": (409, "There is not enough stock."),
 }
+PRODUCT_CHANGED: Final = "product_changed"  # between reading a product and locking its stock: read it again
 OVERSELL_CHECK: Final = "ck_inventory_reserved_within_on_hand"
 
 
@@ -80,6 +81,7 @@ class Placement:
     actor: str
     currency: str
     lines: Sequence[Line]
+    adjustments: Sequence[Adjustment]
     agreed_prices: bool
     payment_method: str | None
     shipping_address_id: str | None
@@ -115,7 +117,9 @@ async def place_order(
 
     One statement, one commit, one round trip (READ COMMITTED); a replay two. Refusals, which store nothing: 409
     `product_unknown`, `product_inactive`, `currency_mismatch`, `price_changed`, `out_of_stock`, `request_in_progress`,
-    422 `amount_too_large`, `key_reused`, 503 `unavailable`.
+    422 `amount_too_large`, `total_negative`, `key_reused`, 503 `unavailable`.
+
+    What is charged, and whether the product is for sale at all, is what the product copy says at the commit.
     """
     # Made once, outside any retry: whoever runs the statement again offers the same order.
     order_key = ids.new_order_key(placement.user_id, now)
@@ -125,7 +129,7 @@ async def place_order(
     expires_at = now + expires_after if status is OrderStatus.PENDING else None
     values = {
         "shard": order_key.shard,
-        "slice": order_key.shard % SLICES,
+        "slice": order_key.shard % ids.SLICES,
         "order_id": order_key.order_id,
         "order_text": order_text,
         "created_at": now,
@@ -142,6 +146,8 @@ async def place_order(
         "quantities": [line.quantity for line in placement.lines],
         "seen_prices": [line.seen_price for line in placement.lines],
         "agreed": placement.agreed_prices,
+        "adjustments": orjson.dumps(placement.adjustments).decode(),
+        "adjusted_amount": sum(adjustment.amount for adjustment in placement.adjustments),
         "amount_max": AMOUNT_MAX,
         "status": status.value,
         "payment_status": payment_status.value,
@@ -272,7 +278,7 @@ def _advanced(
         "order_id": key.order_id,
         "created_at": key.created_at,
         "shard": key.shard,
-        "slice": key.shard % SLICES,
+        "slice": key.shard % ids.SLICES,
         "status": order.status,
         "payment_status": order.payment_status,
         "total_amount": order.total_amount,
@@ -306,11 +312,14 @@ async def judged(
     """The statement's rows, or the refusal that its error means.
 
     `refusals` are those it may raise, `oversell` the one that the CHECK on stock stands for, and `gate` what PostgreSQL
-    names in the context of its error when it waited for another request with the same key.
+    names in the context of its error when it waited for another request with the same key. TransientError when a
+    product changed before its stock was locked.
     """
     try:
         return await statement
     except Refused as refused:
+        if refused.code == PRODUCT_CHANGED:
+            raise TransientError(refused.code) from refused
         code = oversell if refused.code == OVERSELL_CHECK else refused.code
         if code not in refusals:
             raise

@@ -25,6 +25,7 @@ from services.common.http import (
 )
 from services.common.idempotency import HEADER, key_from, request_hash
 from services.common.ids import OrderKey
+from services.contracts.orders import Adjustment
 from services.orders import answers, commands, queries, schemas, stock
 from services.orders.commands import Caller, Key, Line, Outcome, Placement
 from services.orders.domain import CancelReason, Command, Part
@@ -67,8 +68,6 @@ async def place_order(request: Request, claims: Claims) -> Response:
     if PRICE not in claims.scopes and any(_member(content, name) is not None for name in ("adjustments", "user_id")):
         raise _scope_missing("`adjustments` and `user_id`", PRICE)
     body = validated(schemas.PlaceOrderBody, content)
-    if body.adjustments:
-        raise DomainError("not_supported_yet", 422, "`adjustments` are not supported yet.")
     user_id = claims.user_id if body.user_id is None else UUID(body.user_id)
     placement = Placement(
         user_id=user_id,
@@ -77,6 +76,7 @@ async def place_order(request: Request, claims: Claims) -> Response:
         lines=[
             Line(ids.from_text(item.product_id), item.product_id, item.quantity, item.unit_price) for item in body.items
         ],
+        adjustments=[Adjustment(a.kind, a.line_no, a.label, a.amount) for a in body.adjustments or ()],
         agreed_prices=PRICE in claims.scopes,
         payment_method=body.payment_method,
         shipping_address_id=body.shipping_address_id,

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, Final
@@ -149,7 +149,7 @@ def order_row(order_id: UUID, order: Order) -> dict[str, Any]:
         "captured_amount": order.captured_amount,
         "refunded_amount": order.refunded_amount,
         "item_count": order.item_count,
-        "adjustments": list(order.adjustments),
+        "adjustments": [asdict(adjustment) for adjustment in order.adjustments],
         "expires_at": None if order.expires_at is None else datetime.fromisoformat(order.expires_at),
         "payment_method": order.payment_method,
         "shipping_address_id": order.shipping_address_id,

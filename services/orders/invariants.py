@@ -30,7 +30,7 @@ from services.orders.histories import (
     unhurried,
 )
 from services.orders.rebuild import STOCK_ON_HAND, STOCK_RESERVED
-from services.orders.tables import PARTITIONED, SLICES
+from services.orders.tables import PARTITIONED
 
 SHOWN_MAX: Final = 20  # violations of one invariant: enough to see what they have in common
 
@@ -220,7 +220,7 @@ SELECT o.order_id AS id, format('position %s, version %s: %s', o.position, o.ver
     CASE WHEN e.order_id IS NULL THEN 'there is no such event' ELSE 'its slice is wrong' END) AS detail
 FROM orders.outbox o
 LEFT JOIN orders.order_events e USING (order_id, created_at, shard, version)
-WHERE e.order_id IS NULL OR o.slice <> o.shard % {SLICES}
+WHERE e.order_id IS NULL OR o.slice <> o.shard % {ids.SLICES}
 """,  # noqa: S608 # what is put in are constants
         "Park the order and delete the row; `orders republish` sends what its events say.",
     ),

@@ -17,6 +17,8 @@ from services.orders.tables import metadata
 _TYPES: Final[dict[str, sa.types.TypeEngine[Any]]] = {
     **{column.name: column.type for table in metadata.tables.values() for column in table.columns},
     "data": sa.Text(),  # JSON as text, cast in the statement
+    "adjustments": sa.Text(),  # likewise
+    "adjusted_amount": sa.Numeric(),  # many amounts that each fit a bigint may not in sum
     "product_ids": ARRAY(sa.Uuid()),
     "product_texts": ARRAY(sa.Text()),
     "seen_prices": ARRAY(sa.BigInteger()),
@@ -71,7 +73,10 @@ def _event(row: Row, order_id: str, event_id: str) -> Event:
 
 # Everything hangs on the gate's row: when the key is known the statement writes nothing and returns nothing. Refusals
 # raise, which undoes the key too. Rows are locked in this order: key, stock by product_id; the CHECK on inventory
-# stands behind the explicit look at the stock. Indexes: all primary keys. One partition of each table.
+# stands behind the explicit look at the stock. Products are read as of the statement's start, without a lock; but a
+# product changes together with product_version in its stock row. So under the lock on that row it is seen when what was
+# read is no longer true (`product_changed`: start again), and it stays true until the commit. Indexes: all primary
+# keys. One partition of each table.
 PLACE = statement(
     "place_order",
     """
@@ -82,13 +87,14 @@ WITH gate AS (
     RETURNING TRUE AS open
 ), lines AS MATERIALIZED (
     SELECT l.line_no, l.product_id, l.product_text, l.quantity, l.seen_price, p.name, p.price, p.currency, p.active,
+           p.version AS product_version,
            CASE WHEN :agreed THEN coalesce(l.seen_price, p.price) ELSE p.price END AS unit_price
     FROM gate
     CROSS JOIN unnest(:product_ids, :product_texts, :quantities, :seen_prices)
         WITH ORDINALITY AS l (product_id, product_text, quantity, seen_price, line_no)
     LEFT JOIN orders.products p ON p.product_id = l.product_id
 ), priced AS MATERIALIZED (
-    SELECT sum(unit_price::numeric * quantity) AS total_amount,
+    SELECT sum(unit_price::numeric * quantity) + :adjusted_amount AS total_amount,
            count(*) AS item_count,
            jsonb_agg(jsonb_build_object(
                'line_no', line_no, 'product_id', product_text, 'name', name, 'quantity', quantity,
@@ -104,25 +110,32 @@ WITH gate AS (
                WHEN bool_or(seen_price <> unit_price) THEN orders.refuse('price_changed', jsonb_build_object(
                    'lines', jsonb_agg(jsonb_build_object('line_no', line_no, 'unit_price', unit_price) ORDER BY line_no)
                        FILTER (WHERE seen_price <> unit_price)))
-               WHEN sum(unit_price::numeric * quantity) > :amount_max THEN orders.refuse('amount_too_large', '{}')
+               WHEN sum(unit_price::numeric * quantity) + :adjusted_amount > :amount_max
+                   THEN orders.refuse('amount_too_large', '{}')
+               WHEN sum(unit_price::numeric * quantity) + :adjusted_amount < 0
+                   THEN orders.refuse('total_negative', '{}')
                ELSE FALSE
            END AS refused
     FROM lines
     HAVING count(*) > 0
 ), stock AS MATERIALIZED (
-    SELECT d.product_id, d.product_text, d.quantity, i.on_hand - i.reserved - d.quantity AS remaining
+    SELECT d.product_id, d.product_text, d.quantity, i.on_hand - i.reserved - d.quantity AS remaining,
+           i.product_version > d.product_version AS product_changed
     FROM (
-        SELECT product_id, min(product_text) AS product_text, sum(quantity) AS quantity
+        SELECT product_id, min(product_text) AS product_text, sum(quantity) AS quantity,
+               min(product_version) AS product_version
         FROM lines CROSS JOIN priced
         WHERE NOT refused
         GROUP BY product_id
         ORDER BY product_id
     ) d
     LEFT JOIN LATERAL (
-        SELECT on_hand, reserved FROM orders.inventory i WHERE i.product_id = d.product_id FOR NO KEY UPDATE
+        SELECT on_hand, reserved, product_version
+        FROM orders.inventory i WHERE i.product_id = d.product_id FOR NO KEY UPDATE
     ) i ON TRUE
 ), reservable AS MATERIALIZED (
     SELECT CASE
+               WHEN bool_or(product_changed) THEN orders.refuse('product_changed', '{}')
                WHEN bool_or(remaining IS NULL OR remaining < 0) THEN orders.refuse('out_of_stock', jsonb_build_object(
                    'product_ids', jsonb_agg(product_text) FILTER (WHERE remaining IS NULL OR remaining < 0)))
                ELSE FALSE
@@ -141,8 +154,9 @@ WITH gate AS (
                    'payment_status', :payment_status, 'currency', :currency, 'total_amount', p.total_amount::bigint,
                    'captured_amount', 0, 'refunded_amount', 0, 'item_count', p.item_count, 'version', 1,
                    'created_at', :created_text, 'updated_at', :created_text, 'items', p.items,
-                   'adjustments', '[]'::jsonb, 'expires_at', :expires_text, 'payment_method', :payment_method,
-                   'shipping_address_id', :shipping_address_id, 'tracking', NULL, 'cancel_reason', NULL,
+                   'adjustments', CAST(:adjustments AS jsonb), 'expires_at', :expires_text,
+                   'payment_method', :payment_method, 'shipping_address_id', :shipping_address_id,
+                   'tracking', NULL, 'cancel_reason', NULL,
                    'agreed_prices', :agreed),
                'after', jsonb_build_object(
                    'status', :status, 'payment_status', :payment_status, 'currency', :currency,
@@ -154,7 +168,8 @@ WITH gate AS (
         captured_amount, refunded_amount, item_count, adjustments, expires_at, payment_method, shipping_address_id,
         version, updated_at)
     SELECT :order_id, :created_at, :shard, :user_id, :status, :payment_status, :currency, d.total_amount,
-        0, 0, d.item_count, '[]', :expires_at, :payment_method, :shipping_address_id, 1, :created_at
+        0, 0, d.item_count, CAST(:adjustments AS jsonb), :expires_at, :payment_method, :shipping_address_id,
+        1, :created_at
     FROM document d
 ), items AS (
     INSERT INTO orders.order_items (order_id, created_at, shard, line_no, product_id, name, quantity, unit_price,

@@ -38,7 +38,6 @@ SCOPES: Final = {
     INVENTORY: "adjust stock",
 }
 
-_NOT_YET: Final[openapi.Refusals] = {"not_supported_yet": (422, "The contract has it, this release does not.")}
 _TOO_SOON: Final[openapi.Refusals] = {"version_not_reached": (409, "The order has not reached that version.")}
 _BAD_CURSOR: Final[openapi.Refusals] = {"bad_cursor": (400, "The cursor is not one we gave for this query.")}
 _NOT_OPEN: Final[openapi.Refusals] = {
@@ -52,7 +51,7 @@ _PLACE: Final = Operation(
     body=schemas.PlaceOrderBody,
     headers=(IDEMPOTENCY_KEY,),
     answer_headers=("ETag", "Location"),
-    refusals=commands.REFUSALS | _NOT_YET,
+    refusals=commands.REFUSALS,
     description="Without `payment_method` the order is on account and starts `confirmed`, with one `pending`.",
 )
 _LIST: Final = Operation(

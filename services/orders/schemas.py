@@ -14,7 +14,9 @@ from pydantic import (
     Field,
     JsonValue,
     StringConstraints,
+    ValidationInfo,
     WithJsonSchema,
+    field_validator,
 )
 
 from services.common import ids, money, openapi
@@ -122,12 +124,32 @@ class LineBody(Body):
 
 
 class AdjustmentBody(Body):
-    """Tax, shipping, discount or fee; on a line or on the order."""
+    """Tax, shipping, fee (not negative) or discount (not positive); on a line or on the order."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "if": {"properties": {"kind": {"const": "discount"}}},
+            "then": {"properties": {"amount": {"maximum": 0}}},
+            "else": {"properties": {"amount": {"minimum": 0}}},
+        }
+    )
 
     kind: Literal["tax", "shipping", "discount", "fee"]
-    line_no: Annotated[int, Field(ge=1, le=LINES_MAX)] | None = None
+    line_no: Annotated[int, Field(ge=1, le=LINES_MAX)] | None = Field(
+        default=None, description="the line, counted from 1 in the order of `items`; the whole order when absent"
+    )
     label: ShortText
     amount: Amount
+
+    @field_validator("amount")
+    @classmethod
+    def _signed(cls, amount: int, others: ValidationInfo) -> int:
+        kind = others.data.get("kind")  # not there when it is at fault itself
+        if kind == "discount" and amount > 0:
+            raise ValueError("a discount is not positive")
+        if kind not in (None, "discount") and amount < 0:
+            raise ValueError(f"of {kind} the amount is not negative")
+        return amount
 
 
 class PlaceOrderBody(Body):
@@ -141,8 +163,19 @@ class PlaceOrderBody(Body):
     items: Annotated[list[LineBody], Field(min_length=1, max_length=LINES_MAX)]
     payment_method: PaymentMethod | None = None
     shipping_address_id: ShortText | None = None
-    adjustments: Annotated[list[AdjustmentBody], Field(max_length=LINES_MAX)] | None = None
+    adjustments: Annotated[list[AdjustmentBody], Field(max_length=LINES_MAX)] | None = Field(
+        default=None, description="with orders:price"
+    )
     user_id: UserId | None = Field(default=None, description="the buyer, whose order it is; the caller when absent")
+
+    @field_validator("adjustments")
+    @classmethod
+    def _on_its_lines(cls, found: list[AdjustmentBody] | None, others: ValidationInfo) -> list[AdjustmentBody] | None:
+        lines = len(others.data.get("items", range(LINES_MAX)))  # not there when they are at fault themselves
+        for number, adjustment in enumerate(found or ()):
+            if adjustment.line_no is not None and adjustment.line_no > lines:
+                raise ValueError(f"number {number} is on line {adjustment.line_no}, but there are {lines} lines")
+        return found
 
 
 class CancelBody(Body):

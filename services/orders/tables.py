@@ -8,14 +8,13 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
-from services.common.ids import SHARDS
+from services.common.ids import SHARDS, SLICES
 from services.common.money import AMOUNT_MAX, PRICE_MAX
 from services.contracts.orders import OrderStatus, PaymentStatus
 from services.orders.domain import CancelReason
 
 SCHEMA: Final = "orders"
 PARTITIONED: Final = ("orders", "order_items", "order_events")  # by month of created_at, all three alike
-SLICES: Final = 16  # of the outbox: how many relays may share the work
 
 # Names follow a convention, so that a violated constraint can be mapped to an error code.
 metadata = sa.MetaData(
@@ -180,6 +179,13 @@ inventory = sa.Table(
     sa.Column("on_hand", sa.BigInteger, nullable=False),
     sa.Column("reserved", sa.BigInteger, nullable=False),
     sa.Column("version", sa.BigInteger, nullable=False, comment="grows by one with every change"),
+    sa.Column(
+        "product_version",
+        sa.BigInteger,
+        nullable=False,
+        server_default="0",
+        comment="of the product as last copied: a placement that has read an older one starts again",
+    ),
     sa.PrimaryKeyConstraint("product_id"),
     sa.CheckConstraint("reserved BETWEEN 0 AND on_hand", name="reserved_within_on_hand"),
     comment="stock of a product; the CHECK is what makes overselling impossible",
@@ -206,6 +212,20 @@ inventory_movements = sa.Table(
     sa.CheckConstraint("char_length(reason) BETWEEN 1 AND 200", name="reason"),
     comment="adjustments of stock by hand, and their idempotency keys; orders' effects are in their events",
 )
+
+inbox = sa.Table(
+    "inbox",
+    metadata,
+    sa.Column("consumer", sa.Text, nullable=False),
+    sa.Column("topic", sa.Text, nullable=False),
+    sa.Column("key", sa.Text, nullable=False),
+    sa.Column("last_version", sa.BigInteger, nullable=False),
+    sa.Column("updated_at", timestamptz, nullable=False),
+    sa.PrimaryKeyConstraint("consumer", "topic", "key"),
+    sa.CheckConstraint("last_version >= 1", name="last_version"),
+    comment="the last version of each key that a consumer has applied; rows unchanged for 30 days are removed",
+)
+sa.Index(None, inbox.c.updated_at)
 
 products = sa.Table(
     "products",

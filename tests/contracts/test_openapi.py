@@ -34,7 +34,7 @@ STATUS = {
         412: "version_mismatch",
         413: "body_too_large",
         415: "media_type",
-        422: "invalid key_reused amount_too_large total_negative not_supported_yet",
+        422: "invalid key_reused amount_too_large total_negative",
         428: "if_match_missing",
         429: "rate_limited",
         503: "unavailable",
@@ -47,7 +47,7 @@ COMMANDED += " transition_not_allowed|412 version_mismatch|428 if_match_missing"
 READ = "401 unauthenticated|403 scope_missing|422 invalid|503 unavailable"
 REFUSED = {
     "place_order": f"{KEYED}|401 unauthenticated|403 scope_missing|409 currency_mismatch out_of_stock price_changed"
-    " product_inactive product_unknown request_in_progress|422 amount_too_large invalid key_reused not_supported_yet",
+    " product_inactive product_unknown request_in_progress|422 amount_too_large invalid key_reused total_negative",
     "list_orders": f"{READ}|400 bad_cursor",
     "get_order": f"{READ}|404 not_found|409 version_not_reached",
     "get_events": f"{READ}|404 not_found",

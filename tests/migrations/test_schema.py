@@ -113,7 +113,7 @@ async def test_not_even_the_owner_changes_or_removes_an_event_in_any_partition(o
             await owner.execute(f"TRUNCATE orders.{table}")
 
 
-@pytest.mark.parametrize("role", ["orders_api", "orders_maintenance", "outbox_relay", "orders_inspect"])
+@pytest.mark.parametrize("role", migrate.ROLES)
 async def test_no_process_may_touch_a_partition_or_change_an_event(
     owner: "Connection", as_role: AsRole, role: str
 ) -> None:
@@ -133,25 +133,32 @@ async def test_no_process_may_touch_a_partition_or_change_an_event(
 
 # Everything a process may do to a table; what is not here is refused.
 GRANTS = {
-    ("orders_api", "idempotency_keys"): {"SELECT", "INSERT"},
-    ("orders_api", "inventory"): {"SELECT", "INSERT", "UPDATE"},
-    ("orders_api", "inventory_movements"): {"SELECT", "INSERT"},
-    ("orders_api", "months"): {"SELECT"},
-    ("orders_api", "order_events"): {"SELECT", "INSERT"},
-    ("orders_api", "order_items"): {"SELECT", "INSERT", "UPDATE"},
-    ("orders_api", "orders"): {"SELECT", "INSERT", "UPDATE"},
-    ("orders_api", "outbox"): {"INSERT"},
-    ("orders_api", "products"): {"SELECT"},
-    ("orders_maintenance", "idempotency_keys"): {"SELECT", "DELETE"},
-    ("orders_maintenance", "months"): {"SELECT"},
-    ("outbox_relay", "order_events"): {"SELECT"},
-    ("outbox_relay", "outbox"): {"SELECT", "DELETE"},
+    ("catalog_api", "catalog.outbox"): {"INSERT"},
+    ("catalog_api", "catalog.products"): {"SELECT", "INSERT", "UPDATE"},
+    ("orders_api", "orders.idempotency_keys"): {"SELECT", "INSERT"},
+    ("orders_api", "orders.inventory"): {"SELECT", "INSERT", "UPDATE"},
+    ("orders_api", "orders.inventory_movements"): {"SELECT", "INSERT"},
+    ("orders_api", "orders.months"): {"SELECT"},
+    ("orders_api", "orders.order_events"): {"SELECT", "INSERT"},
+    ("orders_api", "orders.order_items"): {"SELECT", "INSERT", "UPDATE"},
+    ("orders_api", "orders.orders"): {"SELECT", "INSERT", "UPDATE"},
+    ("orders_api", "orders.outbox"): {"INSERT"},
+    ("orders_api", "orders.products"): {"SELECT"},
+    ("orders_maintenance", "orders.idempotency_keys"): {"SELECT", "DELETE"},
+    ("orders_maintenance", "orders.inbox"): {"SELECT", "DELETE"},
+    ("orders_maintenance", "orders.months"): {"SELECT"},
+    ("orders_projector", "orders.inbox"): {"SELECT", "INSERT", "UPDATE"},
+    ("orders_projector", "orders.inventory"): {"SELECT"},
+    ("orders_projector", "orders.products"): {"SELECT", "INSERT", "UPDATE"},
+    ("outbox_relay", "catalog.outbox"): {"SELECT", "DELETE"},
+    ("outbox_relay", "orders.order_events"): {"SELECT"},
+    ("outbox_relay", "orders.outbox"): {"SELECT", "DELETE"},
 }
 
 
 async def test_grants_are_those_written_here(owner: "Connection") -> None:
     rows = await owner.fetch(
-        "SELECT a.grantee::regrole::text AS role, c.relname AS table, a.privilege_type AS privilege"
+        "SELECT a.grantee::regrole::text AS role, n.nspname || '.' || c.relname AS table, a.privilege_type AS privilege"
         " FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace CROSS JOIN LATERAL aclexplode(c.relacl) a"
         " WHERE n.nspname IN ('orders', 'catalog') AND a.grantee <> c.relowner"
     )
@@ -159,6 +166,15 @@ async def test_grants_are_those_written_here(owner: "Connection") -> None:
     for row in rows:
         found.setdefault((row["role"], row["table"]), set()).add(row["privilege"])
     assert found == GRANTS
+
+
+async def test_of_a_table_s_columns_one_is_granted_alone(owner: "Connection") -> None:
+    rows = await owner.fetch(
+        "SELECT a.grantee::regrole::text AS role, c.relname || '.' || t.attname AS column, a.privilege_type"
+        " FROM pg_attribute t JOIN pg_class c ON c.oid = t.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace"
+        " CROSS JOIN LATERAL aclexplode(t.attacl) a WHERE n.nspname IN ('orders', 'catalog')"
+    )
+    assert [tuple(row) for row in rows] == [("orders_projector", "inventory.product_version", "UPDATE")]
 
 
 async def test_a_month_is_made_once_and_is_like_its_siblings(owner: "Connection") -> None:

@@ -128,6 +128,8 @@ async def placement(owner: "Connection", *, lines: int = 3, key: str = "k") -> d
         "quantities": [1] * lines,
         "seen_prices": [None] * lines,
         "agreed": False,
+        "adjustments": "[]",
+        "adjusted_amount": 0,
         "amount_max": 2**53 - 1,
         "status": "confirmed",
         "payment_status": "on_account",

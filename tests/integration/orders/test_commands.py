@@ -93,13 +93,6 @@ async def test_a_total_past_the_bound_is_refused_and_one_at_the_bound_is_taken(s
     assert response.json()["total_amount"] == money.AMOUNT_MAX
 
 
-async def test_what_the_contract_has_and_this_release_has_not_says_so(shop: Shop) -> None:
-    adjustment = {"kind": "shipping", "label": "Parcel", "amount": 500}
-    product = await shop.product()
-    response = await shop.place((product, 1), adjustments=[adjustment], headers=shop.auth(SALES))
-    assert refused(response) == "422 not_supported_yet"
-
-
 # --- placing: what comes of it
 
 

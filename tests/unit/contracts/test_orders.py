@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.contracts.orders import Event, EventType, Order, apply, fold
+from services.contracts.orders import Adjustment, Event, EventType, Order, apply, fold
 
 LINES = st.lists(st.integers(1, 5), min_size=1, max_size=4)
 STEPS = st.lists(
@@ -128,8 +128,9 @@ def test_an_unknown_type_moves_version_time_and_header_only() -> None:
 
 
 def test_the_first_event_is_the_whole_order_and_members_it_does_not_know_are_no_harm() -> None:
-    order = fold([placed(2, 3, adjustments=[{"kind": "tax", "amount": 1}], payment_method="pm_1")])
+    tax: dict[str, Any] = {"kind": "tax", "line_no": 2, "label": "VAT", "amount": 1}
+    order = fold([placed(2, 3, adjustments=[{**tax, "rate": "x"}], payment_method="pm_1")])
     assert [(item.line_no, item.quantity) for item in order.items] == [(1, 2), (2, 3)]
-    assert (order.adjustments, order.payment_method, order.item_count) == (({"kind": "tax", "amount": 1},), "pm_1", 2)
+    assert (order.adjustments, order.payment_method, order.item_count) == ((Adjustment(**tax),), "pm_1", 2)
     assert isinstance(order, Order)
     assert not hasattr(order, "agreed_prices")
