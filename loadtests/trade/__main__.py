@@ -20,6 +20,7 @@ from loadtests.trade.report import Report
 from loadtests.trade.run import CONCURRENCY, data_folder, run
 from loadtests.trade.target import Target
 from loadtests.trade.trade import Trade, TradeError
+from services.common import log
 from services.embedded.settings import StackSettings
 
 AGREES: Final = 0
@@ -30,6 +31,7 @@ FAILED: Final = 2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run as the command line says; its exit code."""
     given = _parser().parse_args(arguments)
+    log.configure("trade", "WARNING")
     console = Console()
     try:
         report = _reported(given)

@@ -51,19 +51,28 @@ class Audit:
 
 
 async def audit(
-    target: Target, trade: Trade, outcomes: Sequence[Outcome], stocked: Mapping[str, Stock], concurrency: int
+    target: Target,
+    trade: Trade,
+    outcomes: Sequence[Outcome],
+    stocked: Mapping[str, Stock],
+    concurrency: int,
+    *,
+    patience_seconds: float = AT_REST_WITHIN_SECONDS,
 ) -> Audit:
-    """All of it has been compared. `stocked` is the stock right before the orders, as `stock_up` gave it."""
+    """All of it has been compared. `stocked` is the stock right before the orders, as `stock_up` gave it.
+
+    What follows later (copies, caches) is given `patience_seconds` to do so.
+    """
     found = Audit()
     accepted = {outcome.order_id: outcome.order for outcome in outcomes if outcome.order_id is not None}
     if len(accepted) != sum(outcome.accepted for outcome in outcomes):
         found.differences.append("two invoices were answered with the same order")
-    await compare_copies(target, trade, found)
+    await compare_copies(target, trade, found, patience_seconds=patience_seconds)
     answers: dict[str, dict[str, Any]] = {}
     async with http(target.orders, target.bearer(trade.name, "orders:read orders:read:any"), concurrency) as client:
         await _compare_orders(client, trade, accepted, found, answers, concurrency)
-        await _compare_stock(client, trade, list(accepted.values()), stocked, found, concurrency)
-    await _compare_events(target.kafka, answers, found)
+        await _compare_stock(client, trade, list(accepted.values()), stocked, found, concurrency, patience_seconds)
+    await compare_events(target.kafka, answers, found)
     return found
 
 
@@ -128,27 +137,33 @@ async def _compare_stock(
     stocked: Mapping[str, Stock],
     found: Audit,
     concurrency: int,
+    patience_seconds: float,
 ) -> None:
     """Reserved has grown by what was ordered, and nothing has left."""
     ordered, code = demand(orders), codes(trade)
+    wanted = {
+        product_id: Stock(before.on_hand, before.reserved + ordered[product_id])
+        for product_id, before in stocked.items()
+    }
+    seen: dict[str, Stock] = {}
 
-    async def compare(product_id: str) -> None:
-        before = stocked[product_id]
-        wanted = Stock(before.on_hand, before.reserved + ordered[product_id])
+    async def look(product_id: str) -> None:
+        response = await ask(client, "GET", f"/v1/inventory/{product_id}")
+        answer = response.raise_for_status().json()
+        seen[product_id] = Stock(answer["on_hand"], answer["reserved"])
 
-        async def stock() -> Stock:
-            answer = (await ask(client, "GET", f"/v1/inventory/{product_id}")).raise_for_status().json()
-            return Stock(answer["on_hand"], answer["reserved"])
+    async def differing() -> list[str]:
+        await each([one for one in sorted(wanted) if seen.get(one) != wanted[one]], concurrency, look)
+        return [one for one in sorted(wanted) if seen[one] != wanted[one]]
 
-        seen = await settled(stock, lambda stock: stock == wanted, seconds=AT_REST_WITHIN_SECONDS)
-        if seen != wanted:
-            found.differences.append(f"stock of {code[product_id]}: {seen}, not {wanted}")
-        found.products_in_stock += 1
-
-    await each(sorted(stocked), concurrency, compare)
+    for product_id in await settled(differing, lambda differing: not differing, seconds=patience_seconds):
+        found.differences.append(f"stock of {code[product_id]}: {seen[product_id]}, not {wanted[product_id]}")
+    found.products_in_stock = len(wanted)
 
 
-async def compare_copies(target: Target, trade: Trade, found: Audit) -> None:
+async def compare_copies(
+    target: Target, trade: Trade, found: Audit, *, patience_seconds: float = AT_REST_WITHIN_SECONDS
+) -> None:
     """The catalogue has the products as the data have them, and orders' copy is the same, version included.
 
     Not told over HTTP: nothing is compared where `postgres` is not to be looked into.
@@ -169,7 +184,7 @@ async def compare_copies(target: Target, trade: Trade, found: Audit) -> None:
         seen = await settled(
             rows,
             lambda seen: len(seen) == len(wanted) and all(row["same"] for row in seen.values()),
-            seconds=AT_REST_WITHIN_SECONDS,
+            seconds=patience_seconds,
         )
     finally:
         await connection.close()
@@ -184,13 +199,19 @@ async def compare_copies(target: Target, trade: Trade, found: Audit) -> None:
             found.products_copied += 1
 
 
-async def _compare_events(kafka_url: str, answers: Mapping[str, dict[str, Any]], found: Audit) -> None:
-    """The fold of each order's events is the order that the API shows, in order and without a gap."""
+async def compare_events(
+    kafka_url: str,
+    answers: Mapping[str, dict[str, Any]],
+    found: Audit,
+    *,
+    within_seconds: float = PUBLISHED_WITHIN_SECONDS,
+) -> None:
+    """The fold of each order's events is the order that the API shows (`answers` by id), in order and without a gap."""
     folded: dict[str, Folded] = {}
     missing = set(answers)
     with suppress(TimeoutError):
         async with (
-            asyncio.timeout(PUBLISHED_WITHIN_SECONDS),
+            asyncio.timeout(within_seconds),
             reading(kafka_url, ORDERS_TOPIC, from_beginning=True) as messages,
         ):
             while missing:

@@ -55,6 +55,7 @@ class Report:
             "orders": {
                 "sent": len(self.outcomes),
                 "lines": sum(len(outcome.order.lines) for outcome in self.outcomes),
+                "asked_again": sum(outcome.attempts - 1 for outcome in self.outcomes),
                 "in_the_data": amount_text(_sum(outcome.order.total for outcome in self.outcomes)),
                 "accepted": self._accepted(accepted),
                 "refused_by_code": dict(Counter(str(outcome.code) for outcome in refused)),
@@ -117,7 +118,7 @@ def _figures(content: dict[str, Any]) -> list[tuple[str, str]]:
         ("run", f"{content['run']}: {content['trade']}, {pace}, {content['concurrency']} at once"),
         ("sent", f"{orders['sent']:,} orders, {orders['lines']:,} lines, {content['products']['sent']:,} products"),
         ("rate", f"{content['orders_per_second'] or 0:,.1f} orders/s for {content['seconds']:,.1f} s"),
-        ("answered in", _times(content["answer_ms"])),
+        ("answered in", f"{_times(content['answer_ms'])}; {orders['asked_again']:,} asked again"),
         *([("late", f"{content['late_orders']:,} orders; {_times(content['late_ms'])}")] if content["late_ms"] else []),
         ("accepted", f"{accepted['orders']:,} orders, {accepted['lines']:,} lines ({accepted['replayed']:,} replayed)"),
         *((name.replace("_", " "), f"{_major(value)} {content['currency']}") for name, value in amounts.items()),

@@ -8,8 +8,8 @@ from typing import Final
 from loadtests.trade import reenact, supply
 from loadtests.trade.audit import Audit, audit, compare_copies
 from loadtests.trade.report import Report
-from loadtests.trade.target import Target
-from loadtests.trade.trade import Trade
+from loadtests.trade.target import Target, UnansweredError
+from loadtests.trade.trade import Trade, TradeError
 
 CONCURRENCY: Final = 8  # keeps one orders-api busy
 
@@ -35,6 +35,15 @@ async def run(
     A run of the same `name` goes on where that one ended: what it has placed is answered again, not placed twice.
     """
     name = name or secrets.token_hex(6)
+    try:
+        return await _run(target, trade, name, speed_up, concurrency, audited=audited)
+    except UnansweredError as error:
+        raise TradeError(f"{error}. What is placed is placed; go on with --run {name}.") from error
+
+
+async def _run(
+    target: Target, trade: Trade, name: str, speed_up: float | None, concurrency: int, *, audited: bool
+) -> Report:
     refused = await supply.put_products(target, trade, concurrency)
     stocked = await supply.stock_up(target, trade, name, concurrency)
     found = Audit()

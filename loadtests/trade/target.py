@@ -26,11 +26,11 @@ POLL_SECONDS: Final = 0.05
 
 
 class UnansweredError(TradeError):
-    """Not even after all attempts; `code` is the last answer's, `no_answer` when there was none."""
+    """Nobody answered, or only to come again later."""
 
-    def __init__(self, what: str, code: str, retry_after_seconds: float | None = None) -> None:
-        super().__init__(f"{what}: {code}")
-        self.code, self.retry_after_seconds = code, retry_after_seconds
+    def __init__(self, text: str, retry_after_seconds: float | None = None) -> None:
+        super().__init__(text)
+        self.retry_after_seconds = retry_after_seconds
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,8 @@ async def ask(
 ) -> httpx.Response:
     """The answer, whatever it says. Asked again, with the same key, when nobody answered or it says to: see `_again`.
 
-    Safe for reads, for PUT, and for a POST with its key. UnansweredError when the attempts or the time are used up.
+    Safe for reads, for PUT, and for a POST with its key. `extensions["attempts"]` counts how often it was asked.
+    UnansweredError when the attempts or the time are used up.
     """
     sent = dict(headers or {})
     if body is not None:
@@ -98,9 +99,10 @@ async def ask(
             try:
                 response = await client.request(method, path, content=content, headers=sent)
             except httpx.TransportError as error:
-                raise UnansweredError(f"{method} {path}: {error!r}", "no_answer") from error
+                raise UnansweredError(f"{method} {path}: {error!r}") from error
             if _again(response):
-                raise UnansweredError(f"{method} {path}", problem_code(response), _retry_after(response))
+                raise UnansweredError(f"{method} {path}: {problem_code(response)}", _retry_after(response))
+            response.extensions["attempts"] = attempt.num
             return response
     raise AssertionError("the last attempt returns or raises")
 
