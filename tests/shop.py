@@ -72,6 +72,20 @@ class Shop:
             )
         return ids.to_text(product_id)
 
+    async def change_product(self, product: str, **changed: Any) -> None:
+        """Its copy in orders changes as the projector changes it: with the version beside its stock."""
+        async with self.owner.transaction():
+            version = await self.owner.fetchval(
+                "UPDATE orders.inventory i SET product_version = p.version + 1 FROM orders.products p"
+                " WHERE i.product_id = $1 AND p.product_id = $1 RETURNING i.product_version",
+                ids.from_text(product),
+            )
+            for column, value in {**changed, "version": version}.items():
+                await self.owner.execute(
+                    f"UPDATE orders.products SET {column} = $2 WHERE product_id = $1",  # noqa: S608 # from the tests
+                    *(ids.from_text(product), value),
+                )
+
     async def place(
         self,
         *lines: tuple[str, int],
