@@ -9,7 +9,7 @@ from pathlib import Path
 from services.embedded.addresses import Addresses
 from services.embedded.errors import StackError
 from services.embedded.program import Program, answers
-from services.embedded.settings import HOST, ISSUER, METRICS, ORDERS, StackSettings
+from services.embedded.settings import CATALOG, HOST, ISSUER, METRICS, ORDERS, StackSettings
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,9 @@ PROCESSES = (
     Process("token-issuer", port=ISSUER, ready_path="/.well-known/openid-configuration", endpoint="issuer"),
     Process("outbox-relay", role="outbox_relay", metrics=METRICS + 2),
     Process("orders-maintenance", role="orders_maintenance", metrics=METRICS + 1),
+    Process(
+        "catalog-api", role="catalog_api", port=CATALOG, metrics=METRICS + 3, ready_path="/readyz", endpoint="catalog"
+    ),
     Process("orders-api", role="orders_api", port=ORDERS, metrics=METRICS, ready_path="/readyz", endpoint="orders"),
 )
 

@@ -73,7 +73,7 @@ class Home:
     def assert_nothing_is_left(self) -> None:
         """No process, no port, no lock, no record, no endpoints."""
         assert self.processes() == []
-        for offset in (0, 4, 1032, 1079, 1092, 1093, 1100, 1101, 1102):
+        for offset in (0, 1, 4, 1032, 1079, 1092, 1093, 1100, 1101, 1102, 1103):
             with socket.create_server(("127.0.0.1", self.port_base + offset)):
                 pass
         assert not (self.path / "endpoints.json").exists()
@@ -149,18 +149,19 @@ async def test_up_serves_what_it_prints_stops_on_sigterm_and_keeps_its_data(home
     async with _up(home) as (endpoints, printed):
         base = home.port_base
         assert endpoints["orders"] == f"http://127.0.0.1:{base}"
+        assert endpoints["catalog"] == f"http://127.0.0.1:{base + 1}"
         assert endpoints["issuer"] == f"http://127.0.0.1:{base + 4}"
         assert endpoints["valkey"].startswith(f"redis://127.0.0.1:{base + 1079}")
         assert endpoints["kafka"] == f"127.0.0.1:{base + KAFKA}"
         assert endpoints["postgres"].startswith("postgresql://orders_inspect:")
-        assert {"orders-api", "outbox-relay", "orders-maintenance"} <= set(endpoints["metrics"])
+        assert {"orders-api", "catalog-api", "outbox-relay", "orders-maintenance"} <= set(endpoints["metrics"])
         async with httpx.AsyncClient() as client:
             for name, url in endpoints["metrics"].items():
                 assert f'process_info{{process="{name}"}}' in (await client.get(url)).text
             assert f"{endpoints['orders']}/docs" in printed
             assert (await client.get(f"{endpoints['orders']}/docs")).status_code == 200
         running = " ".join(home.processes())
-        for name in ("orders-api", "outbox-relay", "orders-maintenance", "token-issuer"):
+        for name in ("orders-api", "catalog-api", "outbox-relay", "orders-maintenance", "token-issuer"):
             assert name in running, "a process shows its name in its command line"
 
         place, listing, stock = [line for line in printed.splitlines() if line.startswith("curl ")]
@@ -211,6 +212,7 @@ class Alone:
 
 ALONE = {
     "orders-api": Alone("services.orders.api", ("orders", "common", "contracts"), "orders_api", "/readyz"),
+    "catalog-api": Alone("services.catalog.api", ("catalog", "common", "contracts"), "catalog_api", "/readyz"),
     "orders-maintenance": Alone(
         "services.orders.maintenance", ("orders", "common", "contracts"), "orders_maintenance", "/metrics", True
     ),
