@@ -14,13 +14,14 @@ from uuid import UUID
 import asyncpg
 import httpx
 import orjson
+import stamina
 
 from loadtests.trade.reenact import Outcome
 from loadtests.trade.supply import Stock, codes
-from loadtests.trade.target import Target, ask, each, http, settled
+from loadtests.trade.target import ATTEMPTS, WITHIN_SECONDS, Target, ask, each, http, settled
 from loadtests.trade.trade import Order, Trade, demand
 from services.common import ids
-from services.common.stream import reading
+from services.common.stream import StreamError, reading
 from services.contracts.envelope import ORDERS_TOPIC
 from services.contracts.orders import Event, apply
 from services.contracts.orders import Order as Folded
@@ -209,30 +210,18 @@ async def compare_events(
     """The fold of each order's events is the order that the API shows (`answers` by id), in order and without a gap."""
     folded: dict[str, Folded] = {}
     missing = set(answers)
-    with suppress(TimeoutError):
-        async with (
-            asyncio.timeout(within_seconds),
-            reading(kafka_url, ORDERS_TOPIC, from_beginning=True) as messages,
-        ):
-            while missing:
-                message = await anext(messages)
-                order_id = (message.key or b"").decode()
-                if order_id not in answers:
-                    continue
-                event = Event(**orjson.loads(message.value))
-                before = folded.get(order_id)
-                if before and event.version <= before.version:
-                    found.repeated_events += 1
-                    continue
-                try:
-                    folded[order_id] = apply(before, event)
-                except ValueError as error:
-                    found.differences.append(f"events on Kafka: {error}")
-                    missing.discard(order_id)
-                    continue
-                found.events += 1
-                if event.version >= answers[order_id]["version"]:
-                    missing.discard(order_id)
+    # A broker that is coming back is no disagreement. Nothing has been read when a reader cannot start.
+    async for attempt in stamina.retry_context(on=StreamError, attempts=ATTEMPTS, timeout=WITHIN_SECONDS):
+        with attempt, suppress(TimeoutError):
+            async with (
+                asyncio.timeout(within_seconds),
+                reading(kafka_url, ORDERS_TOPIC, from_beginning=True) as messages,
+            ):
+                while missing:
+                    event = Event(**orjson.loads((await anext(messages)).value))
+                    answer = answers.get(event.order_id)
+                    if answer and _folded_in(event, folded, found) and event.version >= answer["version"]:
+                        missing.discard(event.order_id)
     found.differences += [f"order {order_id}: not all of its events are on Kafka" for order_id in sorted(missing)]
     for order_id, order in folded.items():
         answer = answers[order_id]
@@ -240,3 +229,18 @@ async def compare_events(
         content = {name: value for name, value in orjson.loads(orjson.dumps(order)).items() if name in answer}
         if differing := [name for name, value in content.items() if answer[name] != value]:
             found.differences.append(f"order {order_id}: events and API differ in {', '.join(differing)}")
+
+
+def _folded_in(event: Event, folded: dict[str, Folded], found: Audit) -> bool:
+    """Whether `event` is new and the next of its order; then `folded` has it. Delivery is at least once."""
+    before = folded.get(event.order_id)
+    if before and event.version <= before.version:
+        found.repeated_events += 1
+        return False
+    try:
+        folded[event.order_id] = apply(before, event)
+    except ValueError as error:
+        found.differences.append(f"events on Kafka: {error}")
+        return False
+    found.events += 1
+    return True

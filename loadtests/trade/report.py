@@ -111,7 +111,7 @@ class Report:
 
 def _figures(content: dict[str, Any]) -> list[tuple[str, str]]:
     orders, accepted, audit = content["orders"], content["orders"]["accepted"], content["audit"]
-    pace = "as fast as possible" if content["speed_up"] is None else f"{content['speed_up']:g} times as fast"
+    pace = "as fast as possible" if content["speed_up"] is None else f"{content['speed_up']:,.10g} times as fast"
     refused = ", ".join(f"{count:,} {code}" for code, count in orders["refused_by_code"].items()) or "0"
     amounts = {name: value for name, value in accepted.items() if name not in {"orders", "replayed", "lines"}}
     found = [
