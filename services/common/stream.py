@@ -1,4 +1,7 @@
-"""Kafka: topics, a producer that is thrown away at the first error, and a reader of a topic."""
+"""Kafka: topics, a producer that is thrown away at the first error, and a reader of a topic.
+
+How to consume a topic into a database: `consumer.py`.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -152,6 +155,7 @@ class Received:
     key: bytes | None
     value: bytes
     headers: dict[str, bytes]
+    timestamp_ms: int
 
 
 @asynccontextmanager
@@ -179,6 +183,12 @@ async def reading(
         await consumer.stop()
 
 
+def received(record: Any) -> Received:
+    """A record of aiokafka's, as the rest of us knows it."""
+    headers = dict(record.headers)
+    return Received(record.partition, record.offset, record.key, record.value or b"", headers, record.timestamp)
+
+
 async def _received(consumer: Any) -> AsyncIterator[Received]:
     async for record in consumer:
-        yield Received(record.partition, record.offset, record.key, record.value or b"", dict(record.headers))
+        yield received(record)

@@ -39,6 +39,7 @@ PROCESSES = (
     Process("token-issuer", port=ISSUER, ready_path="/.well-known/openid-configuration", endpoint="issuer"),
     Process("outbox-relay", role="outbox_relay", metrics=METRICS + 2),
     Process("orders-maintenance", role="orders_maintenance", metrics=METRICS + 1),
+    Process("orders-projector", role="orders_projector", metrics=METRICS + 4),
     Process(
         "catalog-api", role="catalog_api", port=CATALOG, metrics=METRICS + 3, ready_path="/readyz", endpoint="catalog"
     ),

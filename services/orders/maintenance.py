@@ -1,4 +1,4 @@
-"""Process `orders-maintenance`: makes next months' partitions, and deletes keys that are old enough."""
+"""Process `orders-maintenance`: makes next months' partitions, and deletes keys and inbox rows that are old enough."""
 
 import asyncio
 import signal
@@ -10,6 +10,7 @@ from prometheus_client import Counter, Gauge
 from services.common import clock, log, metrics
 from services.common.db import Database, LockTimeoutError, TransientError
 from services.orders import commands, queries
+from services.orders.projections import INBOX
 from services.orders.settings import OrdersSettings
 
 PROCESS = "orders-maintenance"
@@ -22,7 +23,7 @@ maintenance_failures_total = Counter("maintenance_failures_total", "Rounds that 
 
 
 async def run_once(database: Database, settings: OrdersSettings, now: clock.Clock = clock.now) -> None:
-    """Partitions reach `months_ahead` months past `now`; no key is older than the days it is kept."""
+    """Partitions reach `months_ahead` months past `now`; no key or inbox row is older than the days it is kept."""
     months = await queries.get_months(database)
     if queries.judge_months(months, now(), months_ahead=settings.months_ahead).warnings or not months:
         logger.info("partitions.behind", months=len(months))
@@ -35,6 +36,9 @@ async def run_once(database: Database, settings: OrdersSettings, now: clock.Cloc
     deleted = await commands.delete_keys(database, older_than=now() - timedelta(days=settings.keys_kept_days))
     if deleted:
         logger.info("idempotency_keys.deleted", rows=deleted)
+    forgotten = await INBOX.forget(database, older_than=now() - timedelta(days=settings.inbox_kept_days))
+    if forgotten:
+        logger.info("inbox.forgotten", rows=forgotten)
 
 
 async def run(settings: OrdersSettings) -> None:

@@ -20,6 +20,11 @@ _TYPES: Final[dict[str, sa.types.TypeEngine[Any]]] = {
     "adjusted_amount": sa.Numeric(),  # many amounts that each fit a bigint may not in sum
     "product_ids": ARRAY(sa.Uuid()),
     "product_texts": ARRAY(sa.Text()),
+    "names": ARRAY(sa.Text()),
+    "prices": ARRAY(sa.BigInteger()),
+    "currencies": ARRAY(sa.Text()),
+    "actives": ARRAY(sa.Boolean()),
+    "versions": ARRAY(sa.BigInteger()),
     "seen_prices": ARRAY(sa.BigInteger()),
     "quantities": ARRAY(sa.Integer()),
     "line_nos": ARRAY(sa.Integer()),
@@ -355,5 +360,22 @@ SELECT m.request_hash, m.on_hand, m.reserved, m.version
 FROM orders.products p
 LEFT JOIN orders.inventory_movements m ON m.product_id = p.product_id AND m.subject = :subject AND m.key = :key
 WHERE p.product_id = :product_id
+""",
+)
+
+# The catalogue's products as orders need them, one row each; gives those that were older. A version never goes back,
+# whatever the inbox has forgotten. Primary key, in its order.
+COPY_PRODUCTS = statement(
+    "copy_products",
+    """
+INSERT INTO orders.products AS p (product_id, name, price, currency, active, version)
+SELECT n.product_id, n.name, n.price, n.currency, n.active, n.version
+FROM unnest(:product_ids, :names, :prices, :currencies, :actives, :versions)
+    AS n (product_id, name, price, currency, active, version)
+ORDER BY n.product_id
+ON CONFLICT (product_id) DO UPDATE SET name = excluded.name, price = excluded.price, currency = excluded.currency,
+    active = excluded.active, version = excluded.version
+WHERE p.version < excluded.version
+RETURNING p.product_id
 """,
 )

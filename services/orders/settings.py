@@ -8,7 +8,7 @@ from services.common.settings import ProcessSettings
 
 
 class OrdersSettings(ProcessSettings):
-    """What orders-api and orders-maintenance may be told."""
+    """What the orders processes may be told."""
 
     pool_size: int = Field(default=16, ge=1, le=200, description="connections of one process to PostgreSQL")
     pending_expires_after: timedelta = Field(
@@ -17,3 +17,8 @@ class OrdersSettings(ProcessSettings):
     months_ahead: int = Field(default=3, ge=1, le=24, description="partitions made ahead of the current month")
     maintenance_interval_seconds: float = Field(default=3600, gt=0, description="how often maintenance looks")
     keys_kept_days: int = Field(default=30, ge=1, description="how long idempotency keys are kept")
+    inbox_kept_days: int = Field(
+        default=30,
+        ge=8,
+        description="how long unchanged inbox rows are kept: longer than a topic keeps messages",
+    )

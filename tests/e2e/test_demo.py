@@ -73,7 +73,7 @@ class Home:
     def assert_nothing_is_left(self) -> None:
         """No process, no port, no lock, no record, no endpoints."""
         assert self.processes() == []
-        for offset in (0, 1, 4, 1032, 1079, 1092, 1093, 1100, 1101, 1102, 1103):
+        for offset in (0, 1, 4, 1032, 1079, 1092, 1093, 1100, 1101, 1102, 1103, 1104):
             with socket.create_server(("127.0.0.1", self.port_base + offset)):
                 pass
         assert not (self.path / "endpoints.json").exists()
@@ -154,14 +154,23 @@ async def test_up_serves_what_it_prints_stops_on_sigterm_and_keeps_its_data(home
         assert endpoints["valkey"].startswith(f"redis://127.0.0.1:{base + 1079}")
         assert endpoints["kafka"] == f"127.0.0.1:{base + KAFKA}"
         assert endpoints["postgres"].startswith("postgresql://orders_inspect:")
-        assert {"orders-api", "catalog-api", "outbox-relay", "orders-maintenance"} <= set(endpoints["metrics"])
+        assert {"orders-api", "catalog-api", "outbox-relay", "orders-maintenance", "orders-projector"} <= set(
+            endpoints["metrics"]
+        )
         async with httpx.AsyncClient() as client:
             for name, url in endpoints["metrics"].items():
                 assert f'process_info{{process="{name}"}}' in (await client.get(url)).text
             assert f"{endpoints['orders']}/docs" in printed
             assert (await client.get(f"{endpoints['orders']}/docs")).status_code == 200
         running = " ".join(home.processes())
-        for name in ("orders-api", "catalog-api", "outbox-relay", "orders-maintenance", "token-issuer"):
+        for name in (
+            "orders-api",
+            "catalog-api",
+            "outbox-relay",
+            "orders-maintenance",
+            "orders-projector",
+            "token-issuer",
+        ):
             assert name in running, "a process shows its name in its command line"
 
         place, listing, stock = [line for line in printed.splitlines() if line.startswith("curl ")]
@@ -215,6 +224,9 @@ ALONE = {
     "catalog-api": Alone("services.catalog.api", ("catalog", "common", "contracts"), "catalog_api", "/readyz"),
     "orders-maintenance": Alone(
         "services.orders.maintenance", ("orders", "common", "contracts"), "orders_maintenance", "/metrics", True
+    ),
+    "orders-projector": Alone(
+        "services.orders.projector", ("orders", "common", "contracts"), "orders_projector", "/metrics", True
     ),
     "outbox-relay": Alone("services.relay.main", ("relay", "common", "contracts"), "outbox_relay", "/metrics", True),
     "token-issuer": Alone(

@@ -1,0 +1,67 @@
+"""Members of a consumer group in this process, and what one sees of them."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from prometheus_client import REGISTRY
+
+from services.common.consumer import Consumer, Handle
+from services.common.stream import PARTITIONS
+
+
+def metric(name: str, **labels: str) -> float:
+    """A sample of this process's metrics, 0 when there is none."""
+    return REGISTRY.get_sample_value(name, labels) or 0.0
+
+
+class Group:
+    """A group of its own, whose members all handle in the same way unless told otherwise."""
+
+    def __init__(self, kafka_url: str, topics: Sequence[str], handle: Handle) -> None:
+        self.name = f"test-{secrets.token_hex(4)}"
+        self.kafka_url = kafka_url
+        self._topics = topics
+        self._handle = handle
+
+    @asynccontextmanager
+    async def member(self, handle: Handle | None = None) -> AsyncIterator["asyncio.Task[None]"]:
+        """A member from here to the end of the block, when it is stopped as SIGTERM stops it."""
+        consumer = Consumer(self.kafka_url, group=self.name, topics=self._topics, handle=handle or self._handle)
+        task = asyncio.create_task(consumer.run())
+        try:
+            yield task
+            if task.done():
+                task.result()
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+
+    async def committed(self) -> dict[int, int]:
+        """The offsets of the first topic that the group has committed."""
+        async with self._client() as client:
+            found = {}
+            for number in range(PARTITIONS):
+                offset = await client.committed(TopicPartition(self._topics[0], number))
+                if offset is not None:
+                    found[number] = offset
+            return found
+
+    async def rewind(self) -> None:
+        """The group, which has no member now, begins at the topics' beginnings again."""
+        async with self._client() as client:
+            partitions = [TopicPartition(topic, number) for topic in self._topics for number in range(PARTITIONS)]
+            client.assign(partitions)
+            await client.commit(dict.fromkeys(partitions, 0))
+
+    @asynccontextmanager
+    async def _client(self) -> AsyncIterator[Any]:
+        client = AIOKafkaConsumer(bootstrap_servers=self.kafka_url, group_id=self.name, enable_auto_commit=False)
+        await client.start()
+        try:
+            yield client
+        finally:
+            await client.stop()
