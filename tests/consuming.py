@@ -34,7 +34,7 @@ class Group:
         task = asyncio.create_task(consumer.run())
         try:
             yield task
-            if task.done():
+            if task.done() and not task.cancelled():
                 task.result()
         finally:
             task.cancel()

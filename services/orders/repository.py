@@ -368,18 +368,30 @@ WHERE p.product_id = :product_id
 )
 
 # The catalogue's products as orders need them, one row each; gives those that were older. A version never goes back,
-# whatever the inbox has forgotten. Primary key, in its order.
+# whatever the inbox has forgotten. Where there is stock its row takes the version too, for a placement that waits for
+# it. Primary keys, in their order: first products, which nobody else locks, then stock as everyone locks it.
 COPY_PRODUCTS = statement(
     "copy_products",
     """
-INSERT INTO orders.products AS p (product_id, name, price, currency, active, version)
-SELECT n.product_id, n.name, n.price, n.currency, n.active, n.version
-FROM unnest(:product_ids, :names, :prices, :currencies, :actives, :versions)
-    AS n (product_id, name, price, currency, active, version)
-ORDER BY n.product_id
-ON CONFLICT (product_id) DO UPDATE SET name = excluded.name, price = excluded.price, currency = excluded.currency,
-    active = excluded.active, version = excluded.version
-WHERE p.version < excluded.version
-RETURNING p.product_id
+WITH copied AS (
+    INSERT INTO orders.products AS p (product_id, name, price, currency, active, version)
+    SELECT n.product_id, n.name, n.price, n.currency, n.active, n.version
+    FROM unnest(:product_ids, :names, :prices, :currencies, :actives, :versions)
+        AS n (product_id, name, price, currency, active, version)
+    ORDER BY n.product_id
+    ON CONFLICT (product_id) DO UPDATE SET name = excluded.name, price = excluded.price, currency = excluded.currency,
+        active = excluded.active, version = excluded.version
+    WHERE p.version < excluded.version
+    RETURNING p.product_id, p.version
+), stock AS MATERIALIZED (
+    SELECT c.product_id, c.version
+    FROM (SELECT product_id, version FROM copied ORDER BY product_id) c
+    CROSS JOIN LATERAL (
+        SELECT FROM orders.inventory i WHERE i.product_id = c.product_id FOR NO KEY UPDATE
+    ) i
+), noted AS (
+    UPDATE orders.inventory i SET product_version = s.version FROM stock s WHERE i.product_id = s.product_id
+)
+SELECT product_id FROM copied
 """,
 )
