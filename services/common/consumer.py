@@ -2,7 +2,8 @@
 
 So every message is handled at least once. Whoever dies in between handles it again, and the inbox (`inbox.py`) makes
 the second time harmless. Offsets are only ever committed of what the database already has: a member that has lost its
-partition without knowing it may cause work to be done again, and never work to be left out.
+partition without knowing it may cause work to be done again, and never work to be left out. How to write a consumer
+with it: docs/consuming.md.
 """
 
 import asyncio
