@@ -12,6 +12,8 @@ from prometheus_client import REGISTRY
 from services.common.consumer import Consumer, Handle
 from services.common.stream import PARTITIONS
 
+STOP_SECONDS = 15.0  # a test that fails may have left a batch that never ends
+
 
 def metric(name: str, **labels: str) -> float:
     """A sample of this process's metrics, 0 when there is none."""
@@ -38,7 +40,7 @@ class Group:
                 task.result()
         finally:
             task.cancel()
-            await asyncio.wait([task])
+            await asyncio.wait([task], timeout=STOP_SECONDS)
 
     async def committed(self) -> dict[int, int]:
         """The offsets of the first topic that the group has committed, but for those it has not moved from 0."""

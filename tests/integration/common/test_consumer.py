@@ -174,9 +174,15 @@ async def test_poison_stops_its_partition_and_no_other_and_is_met_again_after_a_
     async def stopped() -> bool:
         return metric("consumer_stopped_partitions", topic=topic) == 1
 
+    async def lag_is_what_waits() -> bool:
+        behind_it = [key for key in KEYS if not await ledger.versions(key)]
+        return metric("consumer_lag_messages", topic=topic) == 2 + len(behind_it)
+
     for life in (1, 2):
         async with group.member():
             await eventually(stopped, "the partition is stopped")
+            if life == 1:
+                await eventually(lag_is_what_waits, "the poison and what stands behind it are told")
             await publish(group.kafka_url, topic, [one for key in KEYS for one in numbered(key, 1 + life)])
 
             async def elsewhere(life: int = life) -> bool:

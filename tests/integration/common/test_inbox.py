@@ -51,6 +51,7 @@ async def test_the_next_version_applies_and_an_older_one_does_not(
     assert await judged(inbox, database, ("a", 1)) == [STALE]
     assert await judged(inbox, database, ("a", 2), ("b", 1), ("a", 3)) == [NEXT, NEXT, NEXT]
     assert await judged(inbox, database, ("a", 2), ("b", 1), ("a", 3)) == [STALE, STALE, STALE]
+    assert await judged(inbox, database, ("a", 1)) == [STALE]
     assert await last_versions(owner) == {"a": 3, "b": 1}
 
 
