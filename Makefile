@@ -42,7 +42,7 @@ fmt: setup ## format, and mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-openapi: setup ## write docs/openapi.json, the API as the code describes it
+openapi: setup ## write docs/openapi*.json, the APIs as the code describes them
 	$(BIN)/python -m services.cli.openapi
 
 states: setup ## write docs/states.md, the life of an order as the code has it

@@ -15,6 +15,7 @@ import asyncpg
 import pytest
 import uvicorn
 
+from services.catalog.settings import CatalogSettings
 from services.cli import migrate
 from services.embedded import issuer as issuer_process
 from services.embedded.addresses import with_user
@@ -22,6 +23,7 @@ from services.embedded.room import free_port_base
 from services.embedded.settings import StackSettings
 from services.embedded.supervisor import Stack
 from services.orders.settings import OrdersSettings
+from tests.catalog import Catalogue, opened_catalogue
 from tests.shop import AUDIENCE, Shop, opened_shop
 
 UNUSED_KAFKA = "127.0.0.1:1"
@@ -215,4 +217,21 @@ async def shop(
 ) -> AsyncIterator[Shop]:
     """orders-api on an empty database, and somebody who can use it."""
     async with opened_shop(orders_settings, issuer[0], owner) as opened:
+        yield opened
+
+
+@pytest.fixture
+def catalog_settings(as_role: AsRole, valkey_url: str, issuer: tuple[Path, str]) -> CatalogSettings:
+    """Settings of catalog-api on the test's database."""
+    return CatalogSettings(
+        postgres_url=as_role("catalog_api"), valkey_url=valkey_url, issuer_url=issuer[1], audience=AUDIENCE
+    )
+
+
+@pytest.fixture
+async def catalogue(
+    catalog_settings: CatalogSettings, issuer: tuple[Path, str], owner: "asyncpg.Connection[asyncpg.Record]"
+) -> AsyncIterator[Catalogue]:
+    """catalog-api on an empty database, and somebody who may write."""
+    async with opened_catalogue(catalog_settings, issuer[0], owner) as opened:
         yield opened

@@ -89,7 +89,7 @@ async def main(rounds: int, seconds: int) -> None:
             ready_path="/readyz",
             argv=(sys.executable, str(Path(__file__).with_name("bare.py"))),
         )
-        processes = [process for process in PROCESSES if process.name != "outbox-relay"]
+        processes = [process for process in PROCESSES if process.name not in {"outbox-relay", "catalog-api"}]
         async with Stack(settings, processes=(*processes, bare), prepare=prepare) as stack:
             await seed.seed(stack.addresses.postgres, products=PRODUCTS, stock=STOCK, orders=0, months=1, seed=1)
             await compare(stack, rounds, seconds)

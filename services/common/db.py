@@ -5,6 +5,7 @@ the layers above know: `Refused`, `LockTimeoutError`, or `TransientError`, which
 """
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -13,10 +14,12 @@ from typing import TYPE_CHECKING, Any, Final, NewType, TypeVar
 
 import asyncpg
 import orjson
+import sqlalchemy as sa
 import stamina
 import structlog
 from sqlalchemy.dialects.postgresql.asyncpg import dialect as asyncpg_dialect
 from sqlalchemy.sql.elements import ClauseElement
+from sqlalchemy.types import TypeEngine
 
 from services.common import metrics
 from services.common.errors import unavailable
@@ -110,6 +113,17 @@ class Statement:
             self._observe(elapsed)
             if (timings := metrics.request_timings.get()) is not None:
                 timings.db += elapsed
+
+
+def statement(name: str, sql: str, types: Mapping[str, TypeEngine[Any]]) -> Statement:
+    """`sql` with its parameters (`:name`) typed by their names; those that `types` does not have are text."""
+    names = sorted(set(re.findall(r"(?<!:):([a-z_]+)", sql)))
+    return Statement(name, sa.text(sql).bindparams(*(sa.bindparam(n, type_=types.get(n, sa.Text())) for n in names)))
+
+
+def column_types(metadata: sa.MetaData) -> dict[str, TypeEngine[Any]]:
+    """The types of the columns of all tables, by the columns' names."""
+    return {column.name: column.type for table in metadata.tables.values() for column in table.columns}
 
 
 class Database:
@@ -278,7 +292,7 @@ async def retried(operation: Callable[[], Awaitable[T]]) -> T:
     except TransientError as error:
         log.error("db.unavailable", reason=error.reason)
         raise unavailable(
-            "The database does not answer; nothing is known to be stored. Try again with the same key."
+            "The database does not answer; nothing is known to be stored. Send the same request again."
         ) from error
     raise AssertionError("stamina either returns or raises")
 

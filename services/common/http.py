@@ -64,7 +64,7 @@ class AnyOf:
 class Route:
     """An operation of the API; `operation` is what its description says beyond what follows from the rest."""
 
-    method: Literal["GET", "POST"]
+    method: Literal["GET", "POST", "PUT"]
     path: str
     endpoint: Endpoint | OpenEndpoint
     policy: Public | AnyOf
@@ -110,7 +110,8 @@ async def read_body(request: Request, *, may_be_empty: bool = False) -> bytes:
     if not body and may_be_empty:
         return b""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != JSON:
-        raise DomainError("media_type", 415, f"Send {JSON}.", headers={"Accept-Post": JSON})
+        taken = "Accept-Post" if request.method == "POST" else "Accept"  # RFC 9110, section 15.5.16
+        raise DomainError("media_type", 415, f"Send {JSON}.", headers={taken: JSON})
     return bytes(body)
 
 

@@ -36,7 +36,10 @@ class OrderKey(NamedTuple):
 
 @lru_cache(maxsize=65_536)
 def shard_of(user_id: UUID) -> int:
-    """The shard (0..4095) of all orders of `user_id`: the first 12 bits of SHA-256 over its 16 bytes."""
+    """The shard (0..4095) of all orders of `user_id`: the first 12 bits of SHA-256 over its 16 bytes.
+
+    Of products and other things with an outbox alike, by their own id.
+    """
     return int.from_bytes(hashlib.sha256(user_id.bytes).digest()[:2]) >> 4
 
 

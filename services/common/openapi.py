@@ -18,7 +18,6 @@ JSON: Final = "application/json"
 PROBLEM: Final = "application/problem+json"
 PROBLEM_TYPES: Final = "urn:problem:"  # RFC 9457, section 3.1.1: an identifier that needs no resolving
 ULID_EXAMPLE: Final = "01JD5Q0000E2WXGF4K4Z7D3M5T"
-_INSTANCE_EXAMPLE: Final = f"/v1/orders/{ULID_EXAMPLE}"
 ULID: Final = {"type": "string", "pattern": "^[0-7][0-9A-HJKMNP-TV-Z]{25}$", "examples": [ULID_EXAMPLE]}
 
 UNAUTHENTICATED: Final[Refusals] = {"unauthenticated": (401, "A bearer token is required, and it has to be valid.")}
@@ -103,10 +102,14 @@ _OF_STATUS: Final[Mapping[int, tuple[str, ...]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """What an operation takes, answers with `status`, and refuses for reasons of its own."""
+    """What an operation takes, answers with `status`, and refuses for reasons of its own.
+
+    `may_create`: it also answers 201, with the Location of what it has made (RFC 9110, section 9.3.4).
+    """
 
     answer: type[BaseModel]
     status: int = 200
+    may_create: bool = False
     body: type[BaseModel] | None = None
     body_required: bool = True
     query: type[BaseModel] | None = None
@@ -163,15 +166,17 @@ def document(
     models = _models([each.operation for each in operations])
     queries = {each.operation.query.__name__ for each in operations if each.operation.query is not None}
     paths: dict[str, Any] = {}
+    one = next((each.path for each in operations if "{" in each.path), "/")
+    instance = re.sub(r"{\w+}", ULID_EXAMPLE, one)  # what a refusal in an example is about
     for each in operations:
-        paths.setdefault(each.path, {})[each.method.lower()] = _operation(each, models)
+        paths.setdefault(each.path, {})[each.method.lower()] = _operation(each, models, instance)
     return {
         "openapi": "3.1.0",
         "info": {"title": title, "description": description, "version": version},
         "paths": paths,
         "components": {
             "schemas": {name: schema for name, schema in models.items() if name not in queries} | {"Problem": _PROBLEM},
-            "responses": _shared(operations),
+            "responses": _shared(operations, instance),
             "headers": {
                 name: {"description": told.description, "required": told.always, "schema": told.schema}
                 for name, told in _HEADERS.items()
@@ -209,7 +214,7 @@ def _models(operations: Sequence[Operation]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _operation(each: Described, models: Mapping[str, Any]) -> dict[str, Any]:
+def _operation(each: Described, models: Mapping[str, Any], instance: str) -> dict[str, Any]:
     operation = each.operation
     parameters = [
         {"name": name, "in": "path", "required": True, "schema": ULID} for name in re.findall(r"{(\w+)}", each.path)
@@ -239,37 +244,42 @@ def _operation(each: Described, models: Mapping[str, Any]) -> dict[str, Any]:
         made["parameters"] = parameters
     if operation.body is not None:
         made["requestBody"] = {"required": operation.body_required, "content": {JSON: {"schema": _ref(operation.body)}}}
-    return made | {"responses": _responses(each)}
+    return made | {"responses": _responses(each, instance)}
 
 
-def _responses(each: Described) -> dict[str, Any]:
+def _responses(each: Described, instance: str) -> dict[str, Any]:
     operation = each.operation
     of_status: dict[int, dict[str, str]] = {}
     for code, (status, told) in each.refusals().items():
         of_status.setdefault(status, {})[code] = told
     replayed = ("Idempotency-Replayed",) if IDEMPOTENCY_KEY in operation.headers else ()
-    answers: dict[int, dict[str, Any]] = {
-        operation.status: {
-            "description": (operation.answer.__doc__ or "").partition("\n")[0],
-            "headers": _headers(*operation.answer_headers, *replayed),
-            "content": {JSON: {"schema": _ref(operation.answer)}},
-        }
-    }
+    answer_headers = (*operation.answer_headers, *replayed)
+    answers: dict[int, dict[str, Any]] = {operation.status: _answer(operation.answer, *answer_headers)}
+    if operation.may_create:
+        answers[201] = _answer(operation.answer, *answer_headers, "Location")
     if IF_NONE_MATCH in operation.headers:
         answers[304] = {"description": "What If-None-Match names is what there is.", "headers": _headers("ETag")}
     for status, told_of in of_status.items():
-        answers[status] = _refusal(status, told_of) if len(told_of) > 1 else _shared_ref(*told_of)
+        answers[status] = _refusal(status, told_of, instance) if len(told_of) > 1 else _shared_ref(*told_of)
     return {str(status): answers[status] for status in sorted(answers)}
 
 
-def _shared(operations: Sequence[Described]) -> dict[str, Any]:
+def _answer(model: type[BaseModel], *headers: str) -> dict[str, Any]:
+    return {
+        "description": (model.__doc__ or "").partition("\n")[0],
+        "headers": _headers(*headers),
+        "content": {JSON: {"schema": _ref(model)}},
+    }
+
+
+def _shared(operations: Sequence[Described], instance: str) -> dict[str, Any]:
     """Of every code that stands alone for its status somewhere, the response."""
     alone: Refusals = {}
     for each in operations:
         refusals = each.refusals()
         statuses = [status for status, _ in refusals.values()]
         alone |= {code: said for code, said in refusals.items() if statuses.count(said[0]) == 1}
-    return {_camel(code): _refusal(status, {code: told}) for code, (status, told) in sorted(alone.items())}
+    return {_camel(code): _refusal(status, {code: told}, instance) for code, (status, told) in sorted(alone.items())}
 
 
 def _shared_ref(code: str) -> dict[str, Any]:
@@ -280,15 +290,15 @@ def _camel(code: str) -> str:
     return code.title().replace("_", "")
 
 
-def _refusal(status: int, told_of: Mapping[str, str]) -> dict[str, Any]:
+def _refusal(status: int, told_of: Mapping[str, str], instance: str) -> dict[str, Any]:
     return {
         "description": ", ".join(f"`{code}`" for code in told_of),
         "headers": _headers(*_OF_STATUS.get(status, ())),
-        "content": {PROBLEM: _problem(status, told_of)},
+        "content": {PROBLEM: _problem(status, told_of, instance)},
     }
 
 
-def _problem(status: int, told_of: Mapping[str, str]) -> dict[str, Any]:
+def _problem(status: int, told_of: Mapping[str, str], instance: str) -> dict[str, Any]:
     return {
         "schema": {
             "allOf": [
@@ -302,9 +312,7 @@ def _problem(status: int, told_of: Mapping[str, str]) -> dict[str, Any]:
                 },
             ]
         },
-        "examples": {
-            code: {"value": problem_content(code, status, told, _INSTANCE_EXAMPLE)} for code, told in told_of.items()
-        },
+        "examples": {code: {"value": problem_content(code, status, told, instance)} for code, told in told_of.items()},
     }
 
 
@@ -338,7 +346,10 @@ _PROBLEM: Final = {
             "items": {"type": "object", "required": ["at", "reason"], "properties": {"at": _TEXT, "reason": _TEXT}},
         },
         "required": {"description": "With `scope_missing`: one is needed.", "type": "array", "items": _TEXT},
-        "current_version": {"description": "With 412 and `version_not_reached`.", "type": "integer"},
+        "current_version": {
+            "description": "With 412 and `version_not_reached`; null when there is no such thing yet.",
+            "type": ["integer", "null"],
+        },
     },
 }
 

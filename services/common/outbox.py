@@ -10,7 +10,6 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-CHANNEL: Final = "outbox:wake"
 TIMEOUT_SECONDS: Final = 0.1
 PAUSE_AFTER_FAILURE_SECONDS: Final = 0.5  # while Valkey is away the relay's poll carries on alone
 
@@ -18,6 +17,11 @@ PING_SECONDS: Final = 5.0
 
 log = structlog.get_logger()
 outbox_wakes_total = Counter("outbox_wakes_total", "PUBLISH to the relay, by result", ["result"])
+
+
+def channel(outbox: str) -> str:
+    """Where writers to `outbox` call."""
+    return f"outbox:{outbox}:wake"
 
 
 async def _ended(task: asyncio.Task[None]) -> None:
@@ -28,9 +32,10 @@ async def _ended(task: asyncio.Task[None]) -> None:
 
 
 class Wake:
-    """Tells the relays that rows wait. Calls never wait and never fail; many within one round trip become one."""
+    """Tells the relays of `outbox` that rows wait. Calls never wait nor fail; many in one round trip become one."""
 
-    def __init__(self, valkey_url: str) -> None:
+    def __init__(self, valkey_url: str, outbox: str) -> None:
+        self._channel = channel(outbox)
         self._redis = Redis.from_url(
             valkey_url,
             socket_timeout=TIMEOUT_SECONDS,
@@ -60,7 +65,7 @@ class Wake:
             await self._wanted.wait()
             self._wanted.clear()
             try:
-                await self._redis.publish(CHANNEL, b"1")
+                await self._redis.publish(self._channel, b"1")
             except (RedisError, OSError) as error:
                 outbox_wakes_total.labels("failed").inc()
                 if self.healthy:
@@ -73,9 +78,10 @@ class Wake:
 
 
 class Alarm:
-    """The relay's side: rings when a writer has called, and is silent while Valkey is away."""
+    """The side of one relay of `outbox`: rings when a writer has called, and is silent while Valkey is away."""
 
-    def __init__(self, valkey_url: str) -> None:
+    def __init__(self, valkey_url: str, outbox: str) -> None:
+        self._channel = channel(outbox)
         self._redis = Redis.from_url(valkey_url, socket_connect_timeout=1.0, retry=Retry(NoBackoff(), 0))
         self._rung = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -107,13 +113,13 @@ class Alarm:
     async def _run(self) -> None:
         while True:
             try:
-                async with self._redis.pubsub(ignore_subscribe_messages=True) as channel:
-                    await channel.subscribe(CHANNEL)
+                async with self._redis.pubsub(ignore_subscribe_messages=True) as subscribed:
+                    await subscribed.subscribe(self._channel)
                     self.ring()  # what was called while nobody listened
                     while True:
-                        message = await channel.get_message(timeout=PING_SECONDS)
+                        message = await subscribed.get_message(timeout=PING_SECONDS)
                         if message is None:
-                            await channel.ping()  # raises when the connection has died without a word
+                            await subscribed.ping()  # raises when the connection has died without a word
                         elif message["type"] == "message":  # and not the answer to the ping
                             self.ring()
             except (RedisError, OSError) as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 from services.embedded.addresses import Addresses
 from services.embedded.errors import StackError
 from services.embedded.program import Program, answers
-from services.embedded.settings import HOST, ISSUER, METRICS, ORDERS, StackSettings
+from services.embedded.settings import CATALOG, HOST, ISSUER, METRICS, ORDERS, StackSettings
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,9 @@ PROCESSES = (
     Process("outbox-relay", role="outbox_relay", metrics=METRICS + 2),
     Process("orders-maintenance", role="orders_maintenance", metrics=METRICS + 1),
     Process("orders-projector", role="orders_projector", metrics=METRICS + 4),
+    Process(
+        "catalog-api", role="catalog_api", port=CATALOG, metrics=METRICS + 3, ready_path="/readyz", endpoint="catalog"
+    ),
     Process("orders-api", role="orders_api", port=ORDERS, metrics=METRICS, ready_path="/readyz", endpoint="orders"),
 )
 

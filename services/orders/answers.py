@@ -3,34 +3,16 @@
 from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import (
-    BaseModel,
-    Field,
-    WithJsonSchema,
-)
+from pydantic import BaseModel, Field
 
 from services.common import money, openapi
+from services.common.schemas import AT, Currency, Time, UlidText, Version, example
 from services.contracts.orders import Event, Order, OrderStatus, PaymentStatus
 from services.orders.domain import ALLOWED_ACTIONS, CancelReason, Command
-from services.orders.schemas import (
-    AT,
-    LINES_MAX,
-    ORDER_ID,
-    QUANTITY_MAX,
-    USER_ID,
-    VERSION_MAX,
-    Amount,
-    Currency,
-    example,
-)
+from services.orders.schemas import LINES_MAX, ORDER_ID, QUANTITY_MAX, USER_ID, Amount
 
-Time = Annotated[
-    str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$", json_schema_extra={"format": "date-time"})
-]
 Money = Annotated[int, Field(ge=0, le=money.AMOUNT_MAX, description="minor units of the currency")]
-UlidText = Annotated[str, WithJsonSchema(openapi.ULID)]
 UuidText = Annotated[str, Field(json_schema_extra={"format": "uuid"})]
-Version = Annotated[int, Field(ge=1, le=VERSION_MAX)]
 
 
 class ItemAnswer(BaseModel):
@@ -186,19 +168,6 @@ class StockAnswer(BaseModel):
     version: Annotated[int, Field(ge=1)]
 
     model_config = example(product_id=openapi.ULID_EXAMPLE, on_hand=100, reserved=3, available=97, version=2)
-
-
-class HealthAnswer(BaseModel):
-    """The process is alive."""
-
-    status: Literal["ok"]
-
-
-class ReadinessAnswer(BaseModel):
-    """Requests can be served; what is not as it should be stands in `warnings`."""
-
-    status: Literal["ok"]
-    warnings: list[str]
 
 
 def order_content(order: Order) -> dict[str, Any]:

@@ -1,19 +1,18 @@
 """Process `orders-api`: takes, shows and advances orders over HTTP."""
 
 import asyncio
-import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import structlog
-import uvicorn
 from fastapi import FastAPI
 
-from services.common import clock, log, metrics
+from services.common import clock
 from services.common.auth import TokenVerifier
 from services.common.db import Database, TransientError
 from services.common.http import Application, Writes, build_app
 from services.common.outbox import Wake
+from services.common.server import serve
 from services.orders import queries
 from services.orders.endpoints import Context
 from services.orders.routes import ROUTES, SCOPES
@@ -32,7 +31,7 @@ def create_app(settings: OrdersSettings, now: clock.Clock = clock.now) -> Applic
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         database = Database(settings.postgres_url, application_name=PROCESS, size_max=settings.pool_size)
-        wake = Wake(settings.valkey_url)
+        wake = Wake(settings.valkey_url, "orders")
         at = Context(
             database=database,
             wake=wake,
@@ -86,18 +85,4 @@ async def _watch_months(at: Context) -> None:
 def main() -> None:
     """Serve until SIGTERM."""
     settings = OrdersSettings()
-    log.configure(PROCESS, settings.log_level)
-    metrics.serve(PROCESS, settings.host, settings.metrics_port)
-    app = create_app(settings)
-    gc.freeze()  # what is loaded now stays: no need to look at it again and again
-    uvicorn.run(
-        app,
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        date_header=False,
-        proxy_headers=False,
-        timeout_graceful_shutdown=10,
-    )
+    serve(PROCESS, settings, lambda: create_app(settings))

@@ -1,6 +1,5 @@
 """HTTP only: parse, call one command or query, set headers. `routes` says which path each of these answers."""
 
-import base64
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from uuid import UUID
 
 from fastapi import Request, Response
 
-from services.common import clock, http, ids
+from services.common import clock, cursors, http, ids
 from services.common.auth import Claims
 from services.common.clock import Clock
 from services.common.db import Database, TransientError
@@ -316,22 +315,13 @@ def _reader(claims: Claims) -> Reader:
 
 
 def _cursor(position: Position, filters: bytes) -> str:
-    """A position's time is the time in its id; a hash ties it to the filters (and the buyer) it was made for."""
-    bits = (position.order_id.int or clock.to_ms(position.created_at) << 80).to_bytes(16)
-    return base64.urlsafe_b64encode(bits + _seal(bits, filters)).decode()
-
-
-def _seal(bits: bytes, filters: bytes) -> bytes:
-    return hashlib.sha256(bits + filters).digest()[:8]  # against mistakes: a forged place shows nobody else's orders
+    """A position's time is the time in its id; it is tied to the filters (and the buyer) it was made for."""
+    return cursors.sealed(UUID(int=position.order_id.int or clock.to_ms(position.created_at) << 80), filters)
 
 
 def _position(cursor: str, filters: bytes) -> Position:
+    order_id = cursors.opened(cursor, filters)
     try:
-        raw = base64.b64decode(cursor.encode(), altchars=b"-_", validate=True)
-        order_id = UUID(bytes=raw[:16])
-        created_at = clock.from_ms(order_id.int >> 80)
-    except (ValueError, OverflowError):
-        raw = b""
-    if len(raw) != 24 or raw[16:] != _seal(raw[:16], filters):
-        raise DomainError("bad_cursor", 400, "The cursor is not one we gave for this query.")
-    return Position(created_at, order_id)
+        return Position(clock.from_ms(order_id.int >> 80), order_id)
+    except OverflowError:  # a forged one
+        raise cursors.bad_cursor() from None

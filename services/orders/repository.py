@@ -1,6 +1,5 @@
 """SQL of orders that commands need. The text is PostgreSQL's own; SQLAlchemy Core gives each parameter its type."""
 
-import re
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -8,14 +7,14 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY
 
-from services.common import clock, ids
+from services.common import clock, db, ids
 from services.common.db import Row, Statement
 from services.contracts.orders import Event, Order, fold
 from services.orders.tables import metadata
 
 # A parameter named like a column has its type; these are the others. What is in neither is text.
 _TYPES: Final[dict[str, sa.types.TypeEngine[Any]]] = {
-    **{column.name: column.type for table in metadata.tables.values() for column in table.columns},
+    **db.column_types(metadata),
     "data": sa.Text(),  # JSON as text, cast in the statement
     "adjustments": sa.Text(),  # likewise
     "adjusted_amount": sa.Numeric(),  # many amounts that each fit a bigint may not in sum
@@ -48,10 +47,7 @@ _TYPES: Final[dict[str, sa.types.TypeEngine[Any]]] = {
 
 def statement(name: str, sql: str) -> Statement:
     """`sql` with its parameters typed by their names."""
-    names = set(re.findall(r"(?<!:):([a-z_]+)", sql))
-    return Statement(
-        name, sa.text(sql).bindparams(*(sa.bindparam(n, type_=_TYPES.get(n, sa.Text())) for n in sorted(names)))
-    )
+    return db.statement(name, sql, _TYPES)
 
 
 def events_from(rows: Iterable[Row], order_id: str) -> list[Event]:

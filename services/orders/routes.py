@@ -7,6 +7,7 @@ from pydantic import BaseModel
 from services.common import openapi
 from services.common.http import AnyOf, Public, Route
 from services.common.openapi import IDEMPOTENCY_KEY, IF_MATCH, IF_NONE_MATCH, Operation
+from services.common.schemas import HealthAnswer, ReadinessAnswer
 from services.orders import answers, commands, schemas, stock
 from services.orders.endpoints import (
     FULFIL,
@@ -84,7 +85,7 @@ _ADJUST: Final = Operation(
     description="The answer is the stock right after this adjustment. Orders move stock by themselves: this is for what"
     " came, went or was counted by hand.",
 )
-_READY: Final = Operation(answers.ReadinessAnswer, refusals=openapi.UNAVAILABLE)
+_READY: Final = Operation(ReadinessAnswer, refusals=openapi.UNAVAILABLE)
 
 
 def _commanded(body: type[BaseModel], refusals: openapi.Refusals, description: str) -> Operation:
@@ -134,6 +135,6 @@ ROUTES: Final = (
         *("POST", f"{_STOCK_OF}/adjustments", adjust_stock, AnyOf((INVENTORY,))),
         *("Adjust a product's stock", "inventory", _ADJUST),
     ),
-    Route("GET", "/healthz", get_health, Public(), "Is the process alive", "health", Operation(answers.HealthAnswer)),
+    Route("GET", "/healthz", get_health, Public(), "Is the process alive", "health", Operation(HealthAnswer)),
     Route("GET", "/readyz", get_readiness, Public(), "Can requests be served", "health", _READY),
 )

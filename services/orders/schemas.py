@@ -12,39 +12,31 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    JsonValue,
     StringConstraints,
     ValidationInfo,
     WithJsonSchema,
     field_validator,
 )
 
-from services.common import ids, money, openapi
+from services.common import money, openapi
+from services.common.schemas import (
+    PAGE_DEFAULT,
+    VERSION_MAX,
+    Body,
+    Currency,
+    Limit,
+    Price,
+    ShortText,
+    Ulid,
+    example,
+    no_control,
+)
 from services.contracts.orders import OrderStatus
 
 LINES_MAX = 2_000  # a real wholesale invoice has 1,114
 QUANTITY_MAX = 1_000_000
-PAGE_MAX = 100
-PAGE_DEFAULT = 20
 EVENTS_MAX = 1_000
-VERSION_MAX = 2**31 - 1
 STOCK_DELTA_MAX = 10**12  # of units in one adjustment; no warehouse holds as many, and no sum of two leaves bigint
-
-
-def _ulid(text: str) -> str:
-    return ids.to_text(ids.from_text(text))
-
-
-def _no_control(text: str) -> str:
-    if any(ord(character) < 0x20 for character in text):
-        raise ValueError("control characters (NUL among them) are not allowed")
-    return text
-
-
-def _currency(code: str) -> str:
-    if code not in money.DECIMALS:
-        raise ValueError("not an active ISO 4217 currency code")
-    return code
 
 
 def _not_zero(number: int) -> int:
@@ -76,12 +68,8 @@ Instant = Annotated[
     AfterValidator(_in_utc),
     WithJsonSchema({"type": "string", "format": "date-time", "examples": ["2026-11-01T00:00:00+01:00"]}),
 ]
-Ulid = Annotated[
-    str, StringConstraints(min_length=26, max_length=26), AfterValidator(_ulid), WithJsonSchema(openapi.ULID)
-]
-ShortText = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_no_control)]
 PaymentMethod = Annotated[
-    str, StringConstraints(min_length=1, max_length=200, pattern="^pm_"), AfterValidator(_no_control)
+    str, StringConstraints(min_length=1, max_length=200, pattern="^pm_"), AfterValidator(no_control)
 ]
 Amount = Annotated[int, Field(ge=-money.AMOUNT_MAX, le=money.AMOUNT_MAX)]
 StockDelta = Annotated[
@@ -89,28 +77,10 @@ StockDelta = Annotated[
     Field(ge=-STOCK_DELTA_MAX, le=STOCK_DELTA_MAX, json_schema_extra={"not": {"const": 0}}),
     AfterValidator(_not_zero),
 ]
-Currency = Annotated[
-    str,
-    StringConstraints(min_length=3, max_length=3),
-    AfterValidator(_currency),
-    WithJsonSchema({"type": "string", "pattern": "^[A-Z]{3}$", "description": "ISO 4217", "examples": ["USD"]}),
-]
 UserId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
 
 ORDER_ID: Final = "01KAPKY98W7W2SY8YD52EAN5AE"
 USER_ID: Final = "0b0f5a52-7d0e-4d6e-9a53-0d3a7a6f0001"
-AT: Final = "2026-11-22T18:16:50.123Z"
-
-
-def example(**members: JsonValue) -> ConfigDict:
-    """Configuration of a model with one example for the description of the API."""
-    return ConfigDict(json_schema_extra={"examples": [members]})
-
-
-class Body(BaseModel):
-    """A request body: exact types, no unknown members."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class LineBody(Body):
@@ -118,7 +88,7 @@ class LineBody(Body):
 
     product_id: Ulid
     quantity: Annotated[int, Field(ge=1, le=QUANTITY_MAX)]
-    unit_price: Annotated[int, Field(ge=1, le=money.PRICE_MAX)] | None = Field(
+    unit_price: Price | None = Field(
         default=None, description="the price the buyer saw; with orders:price the price that is charged"
     )
 
@@ -268,7 +238,7 @@ class ListQuery(BaseModel):
     created_from: Instant | None = Field(default=None, description="made then or later; RFC 3339 with an offset")
     created_to: Instant | None = Field(default=None, description="made before then; RFC 3339 with an offset")
     user_id: UserId | None = Field(default=None, description="whose orders; other people's need orders:read:any")
-    limit: Annotated[int, Field(ge=1, le=PAGE_MAX)] = PAGE_DEFAULT
+    limit: Limit = PAGE_DEFAULT
     cursor: str | None = Field(default=None, description="`next_cursor` of the page before, for the same query")
 
 

@@ -1,7 +1,7 @@
-"""Process `outbox-relay`: carries events from the outboxes to Kafka, in order per order, at least once.
+"""Process `outbox-relay`: carries events from the outboxes to Kafka, in order per aggregate, at least once.
 
-Version n+1 of an order is only written after n has committed, so reading a slice in position order keeps every order's
-order. A row is deleted after Kafka has acknowledged it; whoever dies in between publishes it again.
+Version n+1 of an aggregate (an order, a product) is only written after n has committed, so reading a slice in position
+order keeps its order. A row is deleted after Kafka has acknowledged it; whoever dies in between publishes it again.
 """
 
 import asyncio
@@ -15,11 +15,13 @@ import structlog
 from prometheus_client import Counter, Gauge, Histogram
 
 from services.common import log, metrics
-from services.common.db import Database, ReadConnection, Row, TransientError, discard
+from services.common.db import Database, LockTimeoutError, ReadConnection, Row, TransientError, discard
+from services.common.errors import DomainError
 from services.common.metrics import BUCKETS_SECONDS
 from services.common.outbox import Alarm
 from services.common.stream import Message, Publisher, StreamError, UnpublishableError, ensure_topic
-from services.relay.outboxes import OUTBOXES, SLICES, Outbox
+from services.relay.outbox import SLICES, Outbox
+from services.relay.outboxes import OUTBOXES
 from services.relay.settings import RelaySettings
 
 PROCESS = "outbox-relay"
@@ -37,12 +39,14 @@ outbox_publish_delay_seconds = Histogram(
     buckets=BUCKETS_SECONDS,
 )
 outbox_slices = Gauge("outbox_slices", "Slices this relay has claimed", ["outbox"])
-outbox_parked_orders = Gauge("outbox_parked_orders", "Orders whose next event cannot be published", ["outbox"])
-relay_failures_total = Counter("relay_failures_total", "Rounds that failed, by the part that did", ["part"])
+outbox_parked_aggregates = Gauge(
+    "outbox_parked_aggregates", "Orders or products whose next event cannot be published", ["outbox"]
+)
+relay_failures_total = Counter("relay_failures_total", "Sessions that failed, by the part that did", ["outbox", "part"])
 
 
 class Relay:
-    """Publishes one outbox. It holds what it may do (slices) and what it must not overtake (parked orders)."""
+    """Publishes one outbox. It holds what it may do (slices) and what it must not overtake (parked aggregates)."""
 
     def __init__(self, outbox: Outbox, database: Database, settings: RelaySettings, alarm: Alarm) -> None:
         self._outbox = outbox
@@ -53,7 +57,7 @@ class Relay:
         self.caught_up = False  # at its last look nothing waited, in all of the outbox
 
     async def run(self) -> None:
-        """Until cancelled. Losing Kafka or PostgreSQL ends a session; the next begins with a new producer."""
+        """Until cancelled. Any failure ends a session; the next begins with a new producer and a new connection."""
         pause = PAUSE_SECONDS_MIN
         while True:
             try:
@@ -64,10 +68,16 @@ class Relay:
                 ):
                     pause = PAUSE_SECONDS_MIN
                     await self._session(publisher, connection)
-            except (StreamError, TransientError) as error:
-                part = "kafka" if isinstance(error, StreamError) else "postgres"
-                relay_failures_total.labels(part).inc()
-                logger.warning("relay.interrupted", part=part, error=str(error))
+            except Exception as error:  # of this outbox, whatever it is: the others go on
+                part = _part_of(error)
+                relay_failures_total.labels(self._outbox.name, part).inc()
+                logger.warning(
+                    "relay.interrupted",
+                    outbox=self._outbox.name,
+                    part=part,
+                    error=str(error),
+                    exc_info=part == "unforeseen",
+                )
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, PAUSE_SECONDS_MAX)
             finally:
@@ -119,18 +129,34 @@ class Relay:
         return len(sendable)
 
     def _sendable(self, rows: Sequence[Row]) -> list[tuple[Row, Message]]:
-        """The messages of `rows`; a row that can never be sent parks its order, so that nothing overtakes it."""
+        """The messages of `rows`; a row that can never be sent parks its aggregate, so that nothing overtakes it."""
         sendable = []
         for row in rows:
-            if row["order_id"] in self._parked:
+            if row["aggregate_id"] in self._parked:
                 continue
             try:
                 sendable.append((row, self._outbox.message(row)))
             except UnpublishableError as error:
-                self._parked.add(row["order_id"])
-                outbox_parked_orders.labels(self._outbox.name).set(len(self._parked))
-                logger.error("relay.parked", order_id=str(row["order_id"]), version=row["version"], error=str(error))
+                self._parked.add(row["aggregate_id"])
+                outbox_parked_aggregates.labels(self._outbox.name).set(len(self._parked))
+                logger.error(
+                    "relay.parked",
+                    outbox=self._outbox.name,
+                    aggregate_id=str(row["aggregate_id"]),
+                    version=row["version"],
+                    error=str(error),
+                )
         return sendable
+
+
+def _part_of(error: Exception) -> str:
+    match error:
+        case StreamError():
+            return "kafka"
+        case TransientError() | LockTimeoutError() | DomainError():
+            return "postgres"
+        case _:
+            return "unforeseen"
 
 
 async def observe(outbox: Outbox, database: Database, relay: Relay) -> None:
@@ -143,8 +169,8 @@ async def observe(outbox: Outbox, database: Database, relay: Relay) -> None:
             continue
         try:
             row = (await database.rows(outbox.look))[0]
-        except TransientError as error:
-            logger.warning("relay.not_observed", reason=error.reason)
+        except Exception as error:  # noqa: BLE001 # as above
+            logger.warning("relay.not_observed", outbox=outbox.name, error=repr(error))
         else:
             oldest_at = row["oldest_at"]
             age = 0.0 if oldest_at is None else (datetime.now(UTC) - oldest_at).total_seconds()
@@ -161,22 +187,20 @@ async def run(settings: RelaySettings) -> None:
     # One connection for each relay, which holds its slices, and one to look.
     database = Database(settings.postgres_url, application_name=PROCESS, size_min=0, size_max=len(OUTBOXES) + 1)
     await database.open()
-    alarm = Alarm(settings.valkey_url)
-    alarm.start()
-    relays = {outbox.name: Relay(outbox, database, settings, alarm) for outbox in OUTBOXES}
-    tasks = [
-        task
-        for outbox in OUTBOXES
-        for task in (
-            asyncio.create_task(relays[outbox.name].run(), name=f"relay-{outbox.name}"),
-            asyncio.create_task(observe(outbox, database, relays[outbox.name]), name=f"observe-{outbox.name}"),
-        )
-    ]
+    alarms, tasks = [], []
+    for outbox in OUTBOXES:
+        alarm = Alarm(settings.valkey_url, outbox.name)
+        alarm.start()
+        alarms.append(alarm)
+        relay = Relay(outbox, database, settings, alarm)
+        tasks.append(asyncio.create_task(relay.run(), name=f"relay-{outbox.name}"))
+        tasks.append(asyncio.create_task(observe(outbox, database, relay), name=f"observe-{outbox.name}"))
     stopped = asyncio.create_task(stop.wait())
     # A task that ends has failed in a way nobody foresaw: end the process, so that it is seen and started again.
     done, _ = await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
     await cancelled(stopped, *tasks)
-    await alarm.close()
+    for alarm in alarms:
+        await alarm.close()
     await database.close()
     for task in done - {stopped}:
         task.result()

@@ -9,13 +9,14 @@ from typing import Any
 import httpx
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped] # it ships no types
 
-from services.cli import openapi
+from services.cli.openapi import Api
 
 Json = dict[str, Any]
 
 # Headers that are HTTP's own business and in no description; X-Content-Type-Options and Allow are for browsers and 405.
 UNDESCRIBED = {
-    *("content-length", "content-type", "connection", "transfer-encoding", "x-content-type-options", "accept-post"),
+    *("content-length", "content-type", "connection", "transfer-encoding", "x-content-type-options"),
+    *("accept", "accept-post"),
 }
 CODES_WITHOUT_OPERATION = {"not_found", "method_not_allowed"}
 
@@ -29,8 +30,8 @@ def refused(response: httpx.Response) -> str:
 class Description:
     """`check` holds a response against the document; `seen` is what came by: (operation, status, code)."""
 
-    def __init__(self) -> None:
-        self.document = openapi.document()
+    def __init__(self, api: Api) -> None:
+        self.document = api.document()
         self.components = closed(self.document["components"])
         self.seen: set[tuple[str, int, str]] = set()
         self.operations = {

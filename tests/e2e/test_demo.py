@@ -23,6 +23,8 @@ import psutil
 import pytest
 
 import services
+from services.common.stream import reading
+from services.contracts.envelope import CATALOG_TOPIC
 from services.embedded.program import answers
 from services.embedded.room import free_port_base
 from services.embedded.settings import KAFKA
@@ -73,7 +75,7 @@ class Home:
     def assert_nothing_is_left(self) -> None:
         """No process, no port, no lock, no record, no endpoints."""
         assert self.processes() == []
-        for offset in (0, 4, 1032, 1079, 1092, 1093, 1100, 1101, 1102, 1104):
+        for offset in (0, 1, 4, 1032, 1079, 1092, 1093, 1100, 1101, 1102, 1103, 1104):
             with socket.create_server(("127.0.0.1", self.port_base + offset)):
                 pass
         assert not (self.path / "endpoints.json").exists()
@@ -145,22 +147,46 @@ async def _pasted(line: str) -> Any:
     return json.loads(out)
 
 
+async def _a_product_reaches_kafka(home: Home, endpoints: dict[str, Any]) -> None:
+    code, out, err = await home.orders("token", "--scope", "catalog:write")
+    assert code == 0, err
+    path = "/v1/products/01JD5Q0000E2WXGF4K4Z7D3M5T"
+    async with httpx.AsyncClient(base_url=endpoints["catalog"]) as client:
+        teapot = {"name": "Teapot", "price": 1999, "currency": "USD", "active": True}
+        put = await client.put(path, json=teapot, headers={"Authorization": f"Bearer {out.strip()}"})
+        assert put.status_code == 201, put.text
+        assert (await client.get(path)).json() == put.json()
+    async with asyncio.timeout(20), reading(endpoints["kafka"], CATALOG_TOPIC, from_beginning=True) as messages:
+        event = json.loads((await anext(messages)).value)
+    assert event["data"] == {"product": put.json()}
+
+
 async def test_up_serves_what_it_prints_stops_on_sigterm_and_keeps_its_data(home: Home) -> None:
     async with _up(home) as (endpoints, printed):
         base = home.port_base
         assert endpoints["orders"] == f"http://127.0.0.1:{base}"
+        assert endpoints["catalog"] == f"http://127.0.0.1:{base + 1}"
         assert endpoints["issuer"] == f"http://127.0.0.1:{base + 4}"
         assert endpoints["valkey"].startswith(f"redis://127.0.0.1:{base + 1079}")
         assert endpoints["kafka"] == f"127.0.0.1:{base + KAFKA}"
         assert endpoints["postgres"].startswith("postgresql://orders_inspect:")
-        assert {"orders-api", "outbox-relay", "orders-maintenance", "orders-projector"} <= set(endpoints["metrics"])
+        assert {"orders-api", "catalog-api", "outbox-relay", "orders-maintenance", "orders-projector"} <= set(
+            endpoints["metrics"]
+        )
         async with httpx.AsyncClient() as client:
             for name, url in endpoints["metrics"].items():
                 assert f'process_info{{process="{name}"}}' in (await client.get(url)).text
             assert f"{endpoints['orders']}/docs" in printed
             assert (await client.get(f"{endpoints['orders']}/docs")).status_code == 200
         running = " ".join(home.processes())
-        for name in ("orders-api", "outbox-relay", "orders-maintenance", "orders-projector", "token-issuer"):
+        for name in (
+            "orders-api",
+            "catalog-api",
+            "outbox-relay",
+            "orders-maintenance",
+            "orders-projector",
+            "token-issuer",
+        ):
             assert name in running, "a process shows its name in its command line"
 
         place, listing, stock = [line for line in printed.splitlines() if line.startswith("curl ")]
@@ -180,6 +206,7 @@ async def test_up_serves_what_it_prints_stops_on_sigterm_and_keeps_its_data(home
             assert second.status_code == 201
             events = (await client.get(f"/v1/orders/{order['order_id']}/events")).json()["data"]
 
+        await _a_product_reaches_kafka(home, endpoints)
         code, out, err = await home.orders("tail", "--from-beginning", "--json", "--count", "2")
         assert code == 0, err
         lines = [json.loads(line) for line in out.splitlines()]
@@ -211,6 +238,7 @@ class Alone:
 
 ALONE = {
     "orders-api": Alone("services.orders.api", ("orders", "common", "contracts"), "orders_api", "/readyz"),
+    "catalog-api": Alone("services.catalog.api", ("catalog", "common", "contracts"), "catalog_api", "/readyz"),
     "orders-maintenance": Alone(
         "services.orders.maintenance", ("orders", "common", "contracts"), "orders_maintenance", "/metrics", True
     ),

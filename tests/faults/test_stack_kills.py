@@ -195,7 +195,7 @@ async def test_parts_killed_in_turn_under_load_lose_double_and_reorder_nothing(
 async def test_orders_are_taken_without_kafka_and_their_events_follow_in_order(stack: Stack, how: str) -> None:
     async with _loaded(stack, clients=4) as load:
         await load.more(10)
-        failures = 'relay_failures_total{part="kafka"}'
+        failures = 'relay_failures_total{outbox="orders",part="kafka"}'
         assert await _metric(stack, "outbox-relay", failures) == 0
 
         async def noticed() -> bool:

@@ -71,9 +71,8 @@ class Explain:
             # Through PREPARE, as a process has it: EXPLAIN of the bare statement would plan for these very values.
             await self._connection.execute(f"PREPARE explained AS {statement.sql}")
             literals = await self._literals(statement.sql, statement.arguments(values))
-            found = await self._connection.fetchval(
-                f"EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE explained ({', '.join(literals)})"
-            )
+            given = f" ({', '.join(literals)})" if literals else ""
+            found = await self._connection.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE explained{given}")
         finally:
             await transaction.rollback()
             await self._connection.execute("DEALLOCATE explained")

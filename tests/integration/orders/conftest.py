@@ -12,6 +12,7 @@ import httpx
 import pytest
 import uvicorn
 
+from services.cli import openapi
 from services.common import clock
 from services.orders import api
 from services.orders.settings import OrdersSettings
@@ -24,7 +25,7 @@ OpenShop = Callable[[clock.Clock], AbstractAsyncContextManager[Shop]]
 @pytest.fixture(scope="session")
 def description() -> Description:
     """The OpenAPI document."""
-    return Description()
+    return Description(openapi.ORDERS)
 
 
 @pytest.fixture

@@ -19,7 +19,8 @@ from services.embedded.room import free_port_base
 from services.embedded.settings import StackSettings
 from services.embedded.supervisor import Stack
 from services.relay import main
-from services.relay.outboxes import OUTBOXES
+from services.relay.outbox import Outbox
+from services.relay.outboxes import ORDERS
 from services.relay.settings import RelaySettings
 from tests.conftest import AsRole
 
@@ -61,13 +62,14 @@ def settings(as_role: AsRole, valkey_url: str, kafka_url: str) -> RelaySettings:
 
 
 @asynccontextmanager
-async def relaying(settings: RelaySettings, **changes: Any) -> AsyncIterator[asyncio.Task[None]]:
-    """A relay of orders' outbox with its observer, as the process runs them; gives the relay's task."""
+async def relaying(
+    settings: RelaySettings, outbox: Outbox = ORDERS, **changes: Any
+) -> AsyncIterator[asyncio.Task[None]]:
+    """A relay of that outbox with its observer, as the process runs them; gives the relay's task."""
     settings = settings.model_copy(update=changes)
-    (outbox,) = (one for one in OUTBOXES if one.name == "orders")
     database = Database(settings.postgres_url, application_name=main.PROCESS, size_min=0, size_max=2)
     await database.open()
-    alarm = Alarm(settings.valkey_url)
+    alarm = Alarm(settings.valkey_url, outbox.name)
     alarm.start()
     made = main.Relay(outbox, database, settings, alarm)
     relay = asyncio.create_task(made.run())
@@ -83,7 +85,7 @@ async def relaying(settings: RelaySettings, **changes: Any) -> AsyncIterator[asy
 
 
 class Topic:
-    """What comes to orders.events.v1 from now on, kept by key."""
+    """What comes to a topic from now on, kept by key."""
 
     def __init__(self, consumer: Any) -> None:
         self._consumer = consumer
@@ -111,11 +113,11 @@ class Topic:
 
 
 @asynccontextmanager
-async def listening(kafka_url: str) -> AsyncIterator[Topic]:
+async def listening(kafka_url: str, topic: str = ORDERS_TOPIC) -> AsyncIterator[Topic]:
     """The topic from its present end on."""
-    await ensure_topic(kafka_url, ORDERS_TOPIC)
+    await ensure_topic(kafka_url, topic)
     consumer = AIOKafkaConsumer(
-        ORDERS_TOPIC,
+        topic,
         bootstrap_servers=kafka_url,
         auto_offset_reset="earliest",  # what comes while a killed broker is away is not to be missed
         enable_auto_commit=False,

@@ -39,7 +39,7 @@ async def _delivered(shop: Shop, product: str = "") -> dict[str, Any]:
 
 
 def _polls() -> float:
-    return metric("db_query_seconds_count", statement="outbox_read")
+    return metric("db_query_seconds_count", statement="orders_outbox_read")
 
 
 async def _polled(times: int = 1) -> None:
@@ -121,7 +121,7 @@ async def test_a_writer_wakes_the_relay_long_before_it_would_poll(
 
 
 async def test_a_hint_without_a_row_is_harmless(settings: RelaySettings, valkey_url: str) -> None:
-    wake = Wake(valkey_url)
+    wake = Wake(valkey_url, "orders")
     wake.start()
     async with relaying(settings):
         await _polled()
@@ -144,7 +144,7 @@ async def test_a_row_without_its_event_parks_its_order_and_no_other(
     assert ids.order_key(ids.from_text(other["order_id"])).shard == key.shard
     async with relaying(settings):
         await topic.of(other["order_id"], 3)
-        assert metric("outbox_parked_orders", outbox="orders") == 1
+        assert metric("outbox_parked_aggregates", outbox="orders") == 1
         assert (await shop.command(parked | {"version": 2}, "deliver")).status_code == 200
         last = await _delivered(shop)
         await topic.of(last["order_id"], 3)
@@ -172,7 +172,7 @@ async def test_the_largest_legal_order_reaches_kafka(
     event = orjson.loads(record.value)
     assert len(event["data"]["change"]["items"]) == 2_000
     assert event == (await shop.get(f"/v1/orders/{order['order_id']}/events")).json()["data"][0]
-    assert metric("outbox_parked_orders", outbox="orders") <= 1, "it was parked as too large"
+    assert metric("outbox_parked_aggregates", outbox="orders") <= 1, "it was parked as too large"
 
 
 async def test_an_idle_relay_asks_the_database_at_most_four_times_a_second(
@@ -249,7 +249,7 @@ async def own_kafka(stack: Stack, tmp_path: Path) -> AsyncIterator[Stack]:
 
 
 def _failures() -> float:
-    return metric("relay_failures_total", part="kafka")
+    return metric("relay_failures_total", outbox="orders", part="kafka")
 
 
 @pytest.mark.parametrize("how", ["killed", "frozen"])

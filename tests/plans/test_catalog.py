@@ -1,0 +1,111 @@
+"""Plans and round trips of the catalogue's statements: by primary key, no sort, no scan, one round trip for a PUT."""
+
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+import pytest
+
+from services.catalog import repository
+from services.catalog.settings import CatalogSettings
+from services.common import clock, ids
+from tests.catalog import Catalogue, new_product_id, opened_catalogue
+from tests.plans.conftest import Explain
+from tests.plans.proxy import counting_proxy
+
+if TYPE_CHECKING:
+    Connection = asyncpg.Connection[asyncpg.Record]
+
+DEAR = {"Sort", "Incremental Sort", "Seq Scan"}
+
+
+@pytest.fixture
+async def products(owner: "Connection") -> list[uuid.UUID]:
+    """Enough products that an index is worth having, in the order of their ids."""
+    await owner.execute(
+        "INSERT INTO catalog.products (product_id, name, description, price, currency, active, version, updated_at)"
+        " SELECT uuidv7(), 'Thing', '', 100, 'USD', TRUE, 1, now() FROM generate_series(1, 3000)"
+    )
+    await owner.execute("ANALYZE catalog.products")
+    return [row[0] for row in await owner.fetch("SELECT product_id FROM catalog.products ORDER BY product_id")]
+
+
+def write(product_id: uuid.UUID, version: int) -> dict[str, Any]:
+    """Values for PUT_PRODUCT."""
+    now = clock.now()
+    return {
+        "product_id": product_id,
+        "name": "Pot",
+        "description": "",
+        "price": 1,
+        "currency": "USD",
+        "active": True,
+        "version": version,
+        "updated_at": now,
+        "slice": ids.shard_of(product_id) % ids.SLICES,
+        "event_id": ids.new_id(now),
+        "type": "product.changed",
+        "data": "{}",
+        "actor": "process:test",
+        "traceparent": None,
+    }
+
+
+@pytest.mark.parametrize("there", [True, False])
+async def test_putting_touches_one_product_by_primary_key_and_writes_its_event(
+    explain: Explain, products: list[uuid.UUID], there: bool
+) -> None:
+    values = write(products[1000], 2) if there else write(ids.new_id(clock.now()), 1)
+    plan = await explain(repository.PUT_PRODUCT, **values)
+    assert not plan.node_types() & DEAR
+    assert plan.indexes("products") <= {"pk_products"}
+    assert plan.rows_read() == (1 if there else 0)
+    (written,) = (n for n in plan.nodes() if n["Node Type"] == "ModifyTable" and n["Relation Name"] == "outbox")
+    assert written["Actual Rows"] == 1
+
+
+async def test_getting_reads_one_row_by_primary_key(explain: Explain, products: list[uuid.UUID]) -> None:
+    plan = await explain(repository.GET_PRODUCT, product_id=products[1000])
+    assert plan.indexes("products") == {"pk_products"}
+    assert plan.rows_read() == 1
+
+
+@pytest.mark.parametrize("at", [0, 1500, 2990])
+async def test_a_page_reads_the_primary_key_in_order_until_it_is_full(
+    explain: Explain, products: list[uuid.UUID], at: int
+) -> None:
+    plan = await explain(repository.LIST_PRODUCTS, from_id=products[at], limit=101)
+    assert plan.indexes("products") == {"pk_products"}
+    assert not plan.node_types() & DEAR
+    assert plan.rows_read() == min(101, 3000 - at)
+
+
+async def test_a_put_takes_one_round_trip_and_one_that_writes_nothing_two(
+    catalog_settings: CatalogSettings, issuer: tuple[Path, str], owner: "Connection", tmp_path: Path
+) -> None:
+    async with counting_proxy(catalog_settings.postgres_url, tmp_path) as proxy:
+        settings = catalog_settings.model_copy(update={"postgres_url": proxy.url})
+        async with opened_catalogue(settings, issuer[0], owner) as opened:
+            product_id = await _warmed(opened)
+
+            async def took(request: Any) -> tuple[int, int]:
+                before = proxy.round_trips
+                status = (await request).status_code
+                return status, proxy.round_trips - before
+
+            assert await took(opened.put(new_product_id())) == (201, 1)
+            assert await took(opened.change(product_id, 2, price=3)) == (200, 1)
+            assert await took(opened.put(product_id, price=3)) == (200, 2)
+            assert await took(opened.change(product_id, 2, price=4)) == (412, 2)
+            assert await took(opened.get(f"/v1/products/{product_id}")) == (200, 1)
+            assert await took(opened.get("/v1/products")) == (200, 1)
+
+
+async def _warmed(opened: Catalogue) -> str:
+    """A product at version 2, once every statement has been prepared."""
+    product_id = await opened.created()
+    assert (await opened.change(product_id, 1, price=2)).status_code == 200
+    assert (await opened.change(product_id, 1, price=2)).status_code == 412
+    assert (await opened.get("/v1/products")).status_code == 200
+    return product_id

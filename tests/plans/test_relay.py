@@ -1,0 +1,75 @@
+"""Plans of the relay's statements: what waits is read by the primary key, whatever else there is."""
+
+import uuid
+from typing import TYPE_CHECKING
+
+import asyncpg
+import pytest
+
+from services.common import clock, ids
+from services.relay.outbox import SLICES, Outbox
+from services.relay.outboxes import CATALOG, ORDERS
+from tests.plans.conftest import Explain
+from tests.plans.test_orders import plant
+
+if TYPE_CHECKING:
+    Connection = asyncpg.Connection[asyncpg.Record]
+
+ROWS = 3200
+
+
+@pytest.fixture(params=[ORDERS, CATALOG], ids=lambda outbox: outbox.name)
+async def outbox(request: pytest.FixtureRequest, owner: "Connection") -> Outbox:
+    """Each outbox, with 200 rows of as many aggregates in each slice."""
+    if request.param is CATALOG:
+        await owner.execute(
+            "INSERT INTO catalog.outbox (slice, aggregate_id, version, event_id, type, data, actor, occurred_at)"
+            " SELECT n % 16, uuidv7(), 1, uuidv7(), 'product.created', '{}', 'process:test', now()"
+            " FROM generate_series(1, $1) n",
+            ROWS,
+        )
+    else:
+        users = {ids.shard_of(user) % len(SLICES): user for user in (uuid.uuid4() for _ in range(1000))}
+        for number in SLICES:
+            keys = await plant(owner, clock.now(), user_id=users[number], count=ROWS // len(SLICES))
+            await owner.copy_records_to_table(
+                "outbox",
+                schema_name="orders",
+                columns=["shard", "slice", "order_id", "created_at", "version"],
+                records=[(key.shard, number, key.order_id, key.created_at, 1) for key in keys],
+            )
+        await owner.execute("ANALYZE orders.order_events")
+    await owner.execute(f"ANALYZE {request.param.name}.outbox")
+    found = request.param
+    assert isinstance(found, Outbox)
+    return found
+
+
+async def test_reading_takes_the_first_rows_of_each_slice_in_order(explain: Explain, outbox: Outbox) -> None:
+    plan = await explain(outbox.read, slices=[1, 2, 3], parked=[uuid.uuid4()], rows=32)
+    assert plan.indexes("outbox") == {"pk_outbox"}
+    assert not plan.node_types() & {"Sort", "Incremental Sort"}
+    assert plan.scanned() == set()
+    of_outbox = [node for node in plan.nodes() if node.get("Relation Name") == "outbox"]
+    assert sum(node["Actual Rows"] * node["Actual Loops"] for node in of_outbox) == 3 * 32
+    assert plan.rows_read() == 3 * 32 * (2 if outbox is ORDERS else 1)  # and the event of each
+
+
+async def test_deleting_finds_each_row_by_the_primary_key(
+    explain: Explain, outbox: Outbox, owner: "Connection"
+) -> None:
+    rows = await owner.fetch(f"TABLE {outbox.name}.outbox ORDER BY position LIMIT 50")
+    plan = await explain(
+        outbox.delete, slices=[row["slice"] for row in rows], positions=[row["position"] for row in rows]
+    )
+    assert plan.indexes("outbox") == {"pk_outbox"}
+    assert plan.rows_read() == 50
+
+
+async def test_looking_reads_the_first_row_of_each_slice_and_counts_by_an_index(
+    explain: Explain, outbox: Outbox
+) -> None:
+    plan = await explain(outbox.look)
+    assert plan.scanned() == set()
+    assert plan.indexes("outbox") == {"pk_outbox"}
+    assert plan.rows_read() <= ROWS + 2 * len(SLICES)
