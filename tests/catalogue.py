@@ -16,7 +16,7 @@ def new_product_id() -> str:
 
 
 def told(
-    product_id: str, version: int, *, type_: str = "", headers: dict[str, str] | None = None, **changes: Any
+    product_id: str, version: int, /, *, type_: str = "", headers: dict[str, str | None] | None = None, **changes: Any
 ) -> Message:
     """Version `version` of a product, at 100 + version unless `changes` says otherwise; a header None is left out."""
     now = clock.to_text(clock.now())

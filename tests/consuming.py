@@ -12,6 +12,8 @@ from prometheus_client import REGISTRY
 from services.common.consumer import Consumer, Handle
 from services.common.stream import PARTITIONS
 
+STOP_SECONDS = 15.0  # a test that fails may have left a batch that never ends
+
 
 def metric(name: str, **labels: str) -> float:
     """A sample of this process's metrics, 0 when there is none."""
@@ -21,8 +23,8 @@ def metric(name: str, **labels: str) -> float:
 class Group:
     """A group of its own, whose members all handle in the same way unless told otherwise."""
 
-    def __init__(self, kafka_url: str, topics: Sequence[str], handle: Handle) -> None:
-        self.name = f"test-{secrets.token_hex(4)}"
+    def __init__(self, kafka_url: str, topics: Sequence[str], handle: Handle, *, name: str = "") -> None:
+        self.name = name or f"test-{secrets.token_hex(4)}"
         self.kafka_url = kafka_url
         self._topics = topics
         self._handle = handle
@@ -34,19 +36,19 @@ class Group:
         task = asyncio.create_task(consumer.run())
         try:
             yield task
-            if task.done():
+            if task.done() and not task.cancelled():
                 task.result()
         finally:
             task.cancel()
-            await asyncio.wait([task])
+            await asyncio.wait([task], timeout=STOP_SECONDS)
 
     async def committed(self) -> dict[int, int]:
-        """The offsets of the first topic that the group has committed."""
+        """The offsets of the first topic that the group has committed, but for those it has not moved from 0."""
         async with self._client() as client:
             found = {}
             for number in range(PARTITIONS):
                 offset = await client.committed(TopicPartition(self._topics[0], number))
-                if offset is not None:
+                if offset:
                     found[number] = offset
             return found
 

@@ -19,6 +19,26 @@ from services.orders.settings import OrdersSettings
 AUDIENCE = "order-backend"
 
 
+async def offer(
+    owner: "asyncpg.Connection[asyncpg.Record]",
+    product_id: uuid.UUID,
+    *,
+    price: int = 1999,
+    currency: str = "USD",
+    active: bool = True,
+    name: str = "Thing",
+) -> None:
+    """A product in the catalogue, and its copy."""
+    await owner.execute(
+        "WITH product AS (INSERT INTO catalog.products"
+        " (product_id, name, description, price, currency, active, version, updated_at)"
+        " VALUES ($1, $2, '', $3, $4, $5, 1, now()) RETURNING *)"
+        " INSERT INTO orders.products (product_id, name, price, currency, active, version)"
+        " SELECT product_id, name, price, currency, active, version FROM product",
+        *(product_id, name, price, currency, active),
+    )
+
+
 @dataclass
 class Shop:
     """One buyer (`buyer`), staff, and products; every request goes through the whole application."""
@@ -54,11 +74,7 @@ class Shop:
     ) -> str:
         """The ULID of a new product with that stock (none at all for None)."""
         product_id = ids.new_id(clock.now())
-        await self.owner.execute(
-            "INSERT INTO orders.products (product_id, name, price, currency, active, version)"
-            " VALUES ($1, $2, $3, $4, $5, 1)",
-            *(product_id, name, price, currency, active),
-        )
+        await offer(self.owner, product_id, price=price, currency=currency, active=active, name=name)
         if stock is not None:
             await self.owner.execute(
                 "INSERT INTO orders.inventory (product_id, on_hand, reserved, version) VALUES ($1, $2, 0, 1)",

@@ -2,7 +2,8 @@
 
 So every message is handled at least once. Whoever dies in between handles it again, and the inbox (`inbox.py`) makes
 the second time harmless. Offsets are only ever committed of what the database already has: a member that has lost its
-partition without knowing it may cause work to be done again, and never work to be left out.
+partition without knowing it may cause work to be done again, and never work to be left out. How to write a consumer
+with it: docs/consuming.md.
 """
 
 import asyncio
@@ -156,7 +157,7 @@ class _Member(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has n
             self._assignment += 1
             self.forget()
 
-    async def on_partitions_assigned(self, assigned: object) -> None:
+    def on_partitions_assigned(self, assigned: object) -> None:
         """They begin at what was committed last."""
 
     async def run(self) -> None:
@@ -212,13 +213,14 @@ class _Member(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has n
         return messages, poison
 
     async def _commit(self, partition: TopicPartition, offset: int) -> None:
-        try:
-            with _stream_errors():
+        with _stream_errors():
+            try:
                 async with asyncio.timeout(COMMIT_TIMEOUT_SECONDS):
                     await self._kafka.commit({partition: offset})
-        except _LostError as error:  # another has the partition: it does this work again, which changes nothing
-            consumer_failures_total.labels("commit").inc()
-            log.warning("consumer.commit_refused", partition=partition.partition, offset=offset, error=str(error))
+            except (CommitFailedError, IllegalStateError) as error:
+                # Another has the partition now, and does this work again, which changes nothing.
+                consumer_failures_total.labels("commit").inc()
+                log.warning("consumer.commit_refused", partition=partition.partition, offset=offset, error=repr(error))
 
     def _stop(self, partition: TopicPartition, poison: PoisonError) -> None:
         self._kafka.seek(partition, poison.message.offset)  # so that lag counts what waits
@@ -247,16 +249,10 @@ class _Member(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has n
             consumer_lag_messages.labels(topic).set(messages)
 
 
-class _LostError(StreamError):
-    """The partition is no longer ours."""
-
-
 @contextmanager
 def _stream_errors() -> Iterator[None]:
     try:
         yield
-    except (CommitFailedError, IllegalStateError) as error:
-        raise _LostError(repr(error)) from error
     except (KafkaError, OSError, TimeoutError) as error:
         raise StreamError(repr(error)) from error
 

@@ -213,6 +213,24 @@ END IS NOT TRUE
     Invariant("stock_reserved", "inventory", STOCK_RESERVED, _STOCK_REPAIR),
     Invariant("stock_on_hand", "inventory", STOCK_ON_HAND, _STOCK_REPAIR),
     Invariant(
+        "product_copy",
+        "products",
+        """
+SELECT product_id AS id, CASE
+    WHEN c.product_id IS NULL THEN 'the catalogue has no such product'
+    WHEN p.version > c.version THEN format('its copy is of version %s, the catalogue has %s', p.version, c.version)
+    ELSE format('its copy of version %s is (%s, %s %s, active %s), the catalogue has (%s, %s %s, active %s)', p.version,
+        p.name, p.price, p.currency, p.active, c.name, c.price, c.currency, c.active)
+END AS detail
+FROM orders.products p
+LEFT JOIN catalog.products c USING (product_id)
+WHERE c.product_id IS NULL OR p.version > c.version
+   OR (p.version = c.version AND (p.name, p.price, p.currency, p.active) <> (c.name, c.price, c.currency, c.active))
+""",
+        "Set its version to 0, or delete it when there is no such product; then let orders-projector read the topic"
+        " anew, as docs/consuming.md says.",
+    ),
+    Invariant(
         "outbox_row_has_its_event",
         "outbox",
         f"""

@@ -23,7 +23,8 @@ _KNOWN: Final = frozenset(ProductEventType)
 async def copy_products(database: Database, topic: str, messages: Sequence[Received]) -> Mapping[str, int]:
     """orders.products is as the newest of `messages` say, and never older than it was; gives the outcomes.
 
-    One READ COMMITTED transaction: inbox rows in the order of their keys, then products in the order of their ids.
+    Stock rows that exist take the version with it; they are made by the first adjustment, never here.
+    One READ COMMITTED transaction: inbox rows in the order of their keys, then products and stock by product_id.
     A product event carries the whole product, so a gap applies and is only counted (on a compacted topic it is usual).
     Other types change nothing but the inbox. PoisonError before anything is written; TransientError, LockTimeoutError.
     """

@@ -92,9 +92,13 @@ async def stock_up(owner: "asyncpg.Connection[asyncpg.Record]", products: int, o
         dict(row)
         for row in await owner.fetch(
             """
-WITH made AS (
+WITH offered AS (
+    INSERT INTO catalog.products (product_id, name, description, price, currency, active, version, updated_at)
+    SELECT uuidv7(), 'Thing ' || i, '', 100 + i, 'USD', TRUE, 1, now() FROM generate_series(1, $1) i
+    RETURNING *
+), made AS (
     INSERT INTO orders.products (product_id, name, price, currency, active, version)
-    SELECT uuidv7(), 'Thing ' || i, 100 + i, 'USD', TRUE, 1 FROM generate_series(1, $1) i
+    SELECT product_id, name, price, currency, active, version FROM offered
     RETURNING product_id
 ), stocked AS (
     INSERT INTO orders.inventory (product_id, on_hand, reserved, version) SELECT product_id, $2, 0, 1 FROM made

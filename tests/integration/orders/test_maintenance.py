@@ -81,6 +81,22 @@ async def test_keys_are_deleted_when_they_are_old_enough(settings: OrdersSetting
     await database.close()
 
 
+async def test_inbox_rows_are_forgotten_when_they_have_not_changed_for_long_enough(
+    settings: OrdersSettings, owner: "Connection"
+) -> None:
+    now = clock.now()
+    for number, age in enumerate((timedelta(days=29, hours=23), timedelta(days=30, hours=1), timedelta(days=400))):
+        await owner.execute(
+            "INSERT INTO orders.inbox (consumer, topic, key, last_version, updated_at) VALUES ('c', 't', $1, 7, $2)",
+            *(str(number), now - age),
+        )
+    database = Database(settings.postgres_url, application_name="test", size_max=1)
+    await database.open()
+    await maintenance.run_once(database, settings)
+    assert [row["key"] for row in await owner.fetch("SELECT key FROM orders.inbox")] == ["0"]
+    await database.close()
+
+
 async def readiness(shop: Shop) -> httpx.Response:
     """GET /readyz."""
     return await shop.client.get("/readyz")

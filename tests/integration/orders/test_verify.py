@@ -68,6 +68,9 @@ CORRUPTIONS: dict[str, tuple[str, set[str]]] = {
     ),
     "stock reserved for nobody": ("UPDATE orders.inventory SET reserved = reserved + 1", {"stock_reserved"}),
     "stock from nowhere": ("UPDATE orders.inventory SET on_hand = on_hand + 1", {"stock_on_hand"}),
+    "a copy newer than the product": ("UPDATE orders.products SET version = 2", {"product_copy"}),
+    "a copy that differs": ("UPDATE orders.products SET price = price + 1", {"product_copy"}),
+    "a copy of no product": ("DELETE FROM catalog.products", {"product_copy"}),
     "an outbox row of no event": ("UPDATE orders.outbox SET version = 7", {"outbox_row_has_its_event"}),
     "an outbox row of another time": (
         "UPDATE orders.outbox SET created_at = created_at + INTERVAL '1 ms'",
@@ -127,9 +130,16 @@ async def test_what_is_planted_is_found_by_name(planted: str, shop: Shop, owner:
         if verdict.violations and verdict.name not in (
             "stock_reserved",
             "stock_on_hand",
+            "product_copy",
             "partitions_present_and_alike",
         ):
             assert {violation.id for violation in verdict.violations} == {order["order_id"]}
+
+
+async def test_a_copy_may_be_older_than_the_product(shop: Shop, owner: Owner, database_url: str) -> None:
+    await shop.product()
+    await owner.execute("UPDATE catalog.products SET version = 2, price = price + 1, active = FALSE")
+    assert (await verify(database_url)).violated == []
 
 
 async def test_it_says_how_many_rows_it_has_seen(shop: Shop, database_url: str) -> None:
