@@ -142,8 +142,9 @@ def places(node: Any, *way: str | int) -> Iterator[tuple[str | int, ...]]:
 
 VALUES: list[Any] = [None, 1, 99, "string", ["integer"], {}]
 KEYWORDS: list[Schema] = [
-    *({"maxLength": 3}, {"minimum": 1}, {"type": "string"}, {"enum": ["tax", None]}, {"description": "x"}),
-    *({"required": ["id", "note"]}, {"required": ["amount", "lines"]}, {"additionalProperties": False}),
+    *({"maxLength": 3}, {"minimum": 1}, {"type": "string"}, {"enum": ["tax"]}, {"description": "x"}),
+    *({"enum": ["tax", "fee", "string"]}, {"required": ["id", "kind"]}, {"required": []}),
+    *({"required": ["id", "kind", "data", "note"]}, {"required": ["amount", "lines"]}, {"additionalProperties": False}),
     *({"minItems": 2}, {"items": {"type": "null"}}, {"properties": {"note": False}}, {"const": 1}, {"pattern": "^x"}),
 ]
 
@@ -177,9 +178,9 @@ def test_no_event_is_judged_otherwise_after_a_change_that_is_allowed() -> None:
     events = [whole, *mutated(whole)]
     verdicts = [validator(RELEASED).is_valid(event) for event in events]
     assert 10 < sum(verdicts) < len(verdicts) - 10
-    allowed = harmless = 0
+    allowed = harmful = 0
     without = {keyword: value for keyword, value in RELEASED.items() if keyword != "examples"}
-    for current in mutated(without, KEYWORDS):
+    for current in (made["e"] for made in mutated({"e": without}, KEYWORDS) if "e" in made):
         if not is_schema(current):
             continue
         same = [validator(current).is_valid(event) for event in events] == verdicts
@@ -187,6 +188,6 @@ def test_no_event_is_judged_otherwise_after_a_change_that_is_allowed() -> None:
             assert same, current
             allowed += 1
         else:
-            harmless += same
+            harmful += not same
     assert allowed > 10
-    assert harmless < 100, "it refuses what changes no verdict"
+    assert harmful > 100, harmful
