@@ -30,12 +30,12 @@ BATCH_MESSAGES: Final = 500
 BATCH_BYTES: Final = 8 * 1024 * 1024  # what is held in memory, but for FETCH_ROWS rows
 
 # The next orders of a month that have an event in the time, in the order of order_id. Primary key; one partition.
-_PAGE: Final = f"""
+_PAGE: Final = """
 SELECT DISTINCT order_id FROM orders.order_events
 WHERE created_at >= $1 AND created_at < $2 AND order_id > $3
   AND occurred_at >= $4 AND occurred_at < $5 AND ($6::text[] IS NULL OR type = ANY($6))
-ORDER BY order_id LIMIT {PAGE_ORDERS}
-"""  # noqa: S608 # a constant
+ORDER BY order_id LIMIT $7
+"""
 # Of each, what lies between its first and its last event in the time: clocks of two hosts may differ, and a version
 # left out between two others would be a gap. Primary key; one partition.
 _EVENTS: Final = """
@@ -178,7 +178,8 @@ async def _messages(
     bounds, after = (month, clock.add_months(month, 1)), UUID(int=0)
     left: UUID | None = None
     while True:
-        page = [row["order_id"] for row in await connection.fetch(_PAGE, *bounds, after, *within, types)]
+        found = await connection.fetch(_PAGE, *bounds, after, *within, types, PAGE_ORDERS)
+        page = [row["order_id"] for row in found]
         async with connection.transaction(readonly=True):
             async for row in connection.cursor(_EVENTS, *bounds, page, *within, types, prefetch=FETCH_ROWS):
                 if row["aggregate_id"] == left:
