@@ -128,7 +128,7 @@ async def ensure_topic(kafka_url: str, topic: str) -> None:
                 topic,
                 num_partitions=PARTITIONS,
                 replication_factor=min(REPLICAS, len(brokers)),
-                topic_configs={"max.message.bytes": str(MESSAGE_BYTES_MAX), **_kept(topic)},
+                topic_configs=topic_config(topic),
             )
             response = await admin.create_topics([wanted])
             for _, code, *_rest in response.topic_errors:
@@ -140,10 +140,10 @@ async def ensure_topic(kafka_url: str, topic: str) -> None:
         await admin.close()
 
 
-def _kept(topic: str) -> dict[str, str]:
-    if topic in COMPACTED_TOPICS:
-        return {"cleanup.policy": "compact"}
-    return {"retention.ms": str(RETENTION_MS)}
+def topic_config(topic: str) -> dict[str, str]:
+    """What `topic` is made with beside its partitions and replicas."""
+    kept = {"cleanup.policy": "compact"} if topic in COMPACTED_TOPICS else {"retention.ms": str(RETENTION_MS)}
+    return {"max.message.bytes": str(MESSAGE_BYTES_MAX), **kept}
 
 
 @dataclass(frozen=True, slots=True)
