@@ -15,7 +15,7 @@ import typer
 from services.cli.target import bar, console, failures_told, owner_url
 from services.common import clock, ids
 from services.common.db import WriteConnection
-from services.common.stream import Message, Publisher, UnpublishableError, ensure_topic
+from services.common.stream import Message, Publisher, StreamError, UnpublishableError, ensure_topic
 from services.contracts.envelope import COMPACTED_TOPICS, ORDERS_TOPIC
 from services.contracts.orders import EventType
 from services.embedded.addresses import Addresses
@@ -107,7 +107,10 @@ def republish(
     result = Republished(topic)
     try:
         with failures_told(), bar("republish") as progress:
-            asyncio.run(run(url, kafka_url, result, within=(from_at, to_at), types=types or None, progress=progress))
+            try:
+                asyncio.run(run(url, kafka_url, result, within=(from_at, to_at), types=types, progress=progress))
+            except StreamError as error:
+                raise StreamError(f"Kafka at {kafka_url}: {error}") from error
     except (typer.Exit, KeyboardInterrupt):
         console.print(f"It ended early: {result.told}. Run it again.", highlight=False, soft_wrap=True)
         raise

@@ -100,7 +100,13 @@ class Publisher:
         while sending is not None and not sending.done():
             sending.cancel()  # once for itself, and once for each request that it waits for
             await asyncio.wait([sending], timeout=0.1)
-        self._producer._message_accumulator.fail_all(KafkaError("abandoned"))
+        waiting = self._producer._message_accumulator
+        # Those that were about to be sent again, too: when they fail, they are looked for among the pending ones.
+        waiting._pending_batches.update(batch for batches in waiting._batches.values() for batch in batches)
+        abandoned = list(waiting._pending_batches)
+        waiting.fail_all(KafkaError("abandoned"))
+        for batch in abandoned:
+            batch._drain_waiter.exception()  # seen; nobody waits for it, and asyncio would log each
 
     async def _stop(self) -> None:
         try:

@@ -1,6 +1,7 @@
 """`orders republish`: what the relay once brought, again: the same messages, in order, whole, as often as one likes."""
 
 import asyncio
+import gc
 import os
 import secrets
 import signal
@@ -189,9 +190,16 @@ async def test_a_consumer_with_an_inbox_takes_a_second_run_for_nothing(
 
 
 async def test_when_kafka_dies_in_between_it_says_what_was_acknowledged_and_is_run_again(
-    shop: Shop, stack: Stack, tmp_path: Path, database_url: str, topic: str, monkeypatch: pytest.MonkeyPatch
+    shop: Shop,
+    stack: Stack,
+    tmp_path: Path,
+    database_url: str,
+    topic: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(stream, "PUBLISH_TIMEOUT_SECONDS", 1.0)
+    monkeypatch.setattr(stream, "PUBLISH_TIMEOUT_SECONDS", 2.0)
+    monkeypatch.setattr(stream, "REQUEST_TIMEOUT_MS", 500)  # so that the driver tries again, and is stopped at that
     monkeypatch.setattr(republish, "BATCH_MESSAGES", 3)
     product = await shop.product()
     orders = [await story(shop, product) for _ in range(5)]
@@ -210,6 +218,9 @@ async def test_when_kafka_dies_in_between_it_says_what_was_acknowledged_and_is_r
             finally:
                 own.send_signal("kafka", signal.SIGCONT)
             assert (result.events, result.orders) == (6, 2)
+            gc.collect()
+            told = [record.getMessage() for record in caplog.records if record.name == "asyncio"]
+            assert told == [], "a line of ours says it, and nothing else does"
             assert (await again(database_url, url, topic)).events == 20
             for order in orders:
 
@@ -294,7 +305,7 @@ async def test_kafka_away_is_told_in_a_line(database_url: str) -> None:
     done = await command(database_url, UNUSED_KAFKA, "--from", "2020-01-01T00:00:00Z")
     assert done.returncode == 2
     *_, first, last = done.stderr.decode().strip().splitlines()  # before them what the driver logs
-    assert first.startswith("StreamError: ")
+    assert first.startswith(f"StreamError: Kafka at {UNUSED_KAFKA}: ")
     assert last == (
         "It ended early: 0 events of 0 orders are on orders.events.v1.republished (0 events/s). Run it again."
     )
