@@ -1,4 +1,4 @@
-"""`orders demo`: one real order from placing to delivery, and what consumers see of it."""
+"""`orders demo`: a product, its stock, one real order of it from placing to delivery, and what consumers see of it."""
 
 import asyncio
 import secrets
@@ -9,8 +9,8 @@ import httpx
 from rich.console import Console
 
 from services.cli.token import minted
-from services.cli.up import any_product, prepare, run
-from services.common import log
+from services.cli.up import prepare, run
+from services.common import clock, ids, log
 from services.common.stream import Received, ensure_topic, reading
 from services.contracts.envelope import ORDERS_TOPIC
 from services.embedded.errors import StackError
@@ -18,13 +18,14 @@ from services.embedded.settings import StackSettings
 from services.embedded.supervisor import Stack, stop_on_signals
 
 STEPS = 3  # placed, shipped, delivered
-EVENTS_WITHIN_SECONDS = 15.0
+COMES_WITHIN_SECONDS = 15.0  # an event, from its commit to whoever waits for it
+LOOK_SECONDS = 0.05
 
 console = Console()
 
 
 def demo() -> None:
-    """Start everything, take an order to `delivered`, follow its events on Kafka, and stop everything again."""
+    """Start everything, offer a product, take an order of it to `delivered`, follow it on Kafka, stop everything."""
     log.configure("orders-demo", "WARNING")
     run(_demo(StackSettings()))
 
@@ -35,17 +36,36 @@ async def _demo(settings: StackSettings) -> None:
             console.print(f"Everything runs: orders at {stack.endpoints['orders']}")
             await ensure_topic(stack.addresses.kafka, ORDERS_TOPIC)
             async with reading(stack.addresses.kafka, ORDERS_TOPIC, from_beginning=True) as messages:
-                order = await _take_an_order(stack)
-                received = await asyncio.wait_for(_events_of(order["order_id"], messages), EVENTS_WITHIN_SECONDS)
+                order = await _take_an_order(stack, await _offer_a_product(stack))
+                received = await asyncio.wait_for(_events_of(order["order_id"], messages), COMES_WITHIN_SECONDS)
             _print_timeline(order, received)
         console.print("Everything has stopped.")
 
 
-async def _take_an_order(stack: Stack) -> dict[str, Any]:
+async def _offer_a_product(stack: Stack) -> str:
+    """The ULID of a new product of the catalogue, of which orders has stock."""
+    desk = minted(stack.settings, sub=str(uuid.uuid4()), scope="catalog:write inventory:write", hours=1)
+    product = ids.to_text(ids.new_id(clock.now()))
+    body = {"name": "Teapot", "price": 2499, "currency": "USD", "active": True}
+    async with httpx.AsyncClient(base_url=str(stack.endpoints["catalog"])) as client:
+        _content(await client.put(f"/v1/products/{product}", json=body, headers=_headers(desk)))
+    console.print(f"Offered   {product}: {body['name']} at {body['price']} {body['currency']} (minor units)")
+    async with (
+        httpx.AsyncClient(base_url=str(stack.endpoints["orders"])) as client,
+        asyncio.timeout(COMES_WITHIN_SECONDS),
+    ):
+        stocking, headers = {"delta": 10, "reason": "first delivery"}, _headers(desk)
+        path = f"/v1/inventory/{product}/adjustments"
+        while (response := await client.post(path, json=stocking, headers=headers)).status_code == 404:
+            await asyncio.sleep(LOOK_SECONDS)  # until the catalogue's event has come to orders
+    console.print(f"Stocked   {product}: {_content(response)['available']} available")
+    return product
+
+
+async def _take_an_order(stack: Stack, product: str) -> dict[str, Any]:
     """The order as delivered."""
     buyer = minted(stack.settings, sub=str(uuid.uuid4()), scope="orders:read orders:write", hours=1)
     staff = minted(stack.settings, sub=str(uuid.uuid4()), scope="orders:fulfil", hours=1)
-    product = await any_product(stack.addresses.postgres)
     async with httpx.AsyncClient(base_url=str(stack.endpoints["orders"])) as client:
         order = await _post(
             client,
@@ -65,12 +85,20 @@ async def _take_an_order(stack: Stack) -> dict[str, Any]:
 async def _post(
     client: httpx.AsyncClient, path: str, token: str, body: dict[str, Any], *, if_match: int | None = None
 ) -> dict[str, Any]:
-    headers = {"Authorization": f"Bearer {token}", "Idempotency-Key": secrets.token_hex(8)}
+    headers = _headers(token)
     if if_match is not None:
         headers["If-Match"] = f'"{if_match}"'
-    response = await client.post(path, json=body, headers=headers)
+    return _content(await client.post(path, json=body, headers=headers))
+
+
+def _headers(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}", "Idempotency-Key": secrets.token_hex(8)}
+
+
+def _content(response: httpx.Response) -> dict[str, Any]:
     if response.is_error:
-        raise StackError(f"{path} answered {response.status_code}: {response.text}", "See the logs in ORDERS_HOME/log.")
+        told = f"{response.url.path} answered {response.status_code}: {response.text}"
+        raise StackError(told, "See the logs in ORDERS_HOME/log.")
     found: dict[str, Any] = response.json()
     return found
 

@@ -19,6 +19,7 @@ import orjson
 from services.common import clock, ids
 from services.common.db import WriteConnection
 from services.common.ids import OrderKey
+from services.contracts.catalog import Product, ProductEventType
 from services.contracts.orders import Event, EventType, Order, apply
 from services.orders import domain
 from services.orders.domain import CancelReason, Command
@@ -92,8 +93,19 @@ class Seeded:
 class _Product:
     product_id: UUID
     text: str
+    event_id: UUID
     name: str
     price: int
+
+    @property
+    def description(self) -> str:
+        return f"{self.name}, made up"
+
+    def told(self, at: datetime) -> Product:
+        """As its event tells it."""
+        return Product(
+            self.text, self.name, self.description, self.price, CURRENCY, True, version=1, updated_at=clock.to_text(at)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +181,9 @@ def _products(seed: int, products: int) -> list[_Product]:
     for number in range(1, products + 1):
         product_id = _uuid7(_PRODUCTS_MADE_AT, chance.getrandbits(12), chance)
         name = f"{chance.choice(_LOOKS)} {chance.choice(_KINDS)} {number:04d}"
-        found.append(_Product(product_id, ids.to_text(product_id), name, chance.choice(PRICES)))
+        price = chance.choice(PRICES)
+        event_id = uuid5(product_id, "product.created")
+        found.append(_Product(product_id, ids.to_text(product_id), event_id, name, price))
     return found
 
 
@@ -221,7 +235,19 @@ async def _offer(
     tables: dict[tuple[str, str], tuple[str, list[tuple[object, ...]]]] = {
         ("catalog", "products"): (
             "product_id name description price currency active version updated_at",
-            [(p.product_id, p.name, f"{p.name}, made up", p.price, CURRENCY, True, 1, at) for p in offered],
+            [(p.product_id, p.name, p.description, p.price, CURRENCY, True, 1, at) for p in offered],
+        ),
+        # As anyone else's, so that the topic has every product of the catalogue.
+        ("catalog", "outbox"): (
+            "slice aggregate_id version event_id type data actor occurred_at",
+            [
+                (
+                    *(ids.shard_of(p.product_id) % ids.SLICES, p.product_id, 1, p.event_id, ProductEventType.CREATED),
+                    orjson.dumps({"product": p.told(at)}).decode(),
+                    *(ACTOR, at),
+                )
+                for p in offered
+            ],
         ),
         ("orders", "products"): (
             "product_id name price currency active version",
