@@ -30,7 +30,9 @@ async def handle(connection: ServerConnection) -> None:
 
 async def main(port: int) -> None:
     """Until it is ended."""
-    async with serve(handle, "127.0.0.1", port, compression=None, subprotocols=[Subprotocol("orders.v1")]) as server:
+    async with serve(
+        handle, "127.0.0.1", port, compression=None, ping_interval=None, subprotocols=[Subprotocol("orders.v1")]
+    ) as server:
         await server.serve_forever()
 
 

@@ -17,7 +17,7 @@ from services.realtime.frames import NoMoreOfOne, NoMoreOfOwn, OneOrder, OwnOrde
 from services.realtime.hub import Frame, Hub, LiveEvent
 from services.realtime.sequence import Sequence
 
-PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX = 0.1, 2.0  # between tries while orders-api cannot answer
+PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX = 0.1, 5.0  # between tries while orders-api cannot answer
 
 log = structlog.get_logger()
 realtime_sent_total = Counter("realtime_sent_total", "Messages handed to the network, events and answers")
