@@ -116,6 +116,10 @@ class Follower:
             (described,) = await admin.describe_topics([self._topic])
         finally:
             await admin.close()
+        # A broker that has just been told of the topic may not know it yet: to follow none of its partitions would look
+        # like following a topic without news.
+        if not described["partitions"]:
+            raise StreamError(f"{self._topic} has no partitions yet, error code {described['error_code']}")
         return [TopicPartition(self._topic, each["partition"]) for each in described["partitions"]]
 
     async def _read(self, kafka: Any) -> None:

@@ -16,7 +16,10 @@ class Sequence:
         self._known = last  # the highest version that is known to exist
 
     def live(self, version: int) -> bool:
-        """Whether `version`, come by the live feed, is to be sent now. Seen ones are not; a gap puts it behind."""
+        """Whether `version`, come by the live feed, is to be sent now. Seen ones are not; a gap puts it behind.
+
+        Nothing is while it is behind: before its first page nobody has said that the subscriber may see it.
+        """
         if version == self.last + 1 and not self.behind:
             self.last = version
             return True
@@ -29,14 +32,11 @@ class Sequence:
             self._known = max(self._known, version)
             self.behind = True
 
-    def fetched(self, version: int) -> bool:
-        """Whether `version`, from a page, is to be sent now. ValueError when the page leaves one out."""
-        if version <= self.last:
-            return False
+    def fetched(self, version: int) -> None:
+        """`version`, from a page, is sent now. ValueError when it is not the next: the page leaves one out."""
         if version != self.last + 1:
             raise ValueError(f"version {version} came after {self.last}")
         self.last = version
-        return True
 
     def fetched_all(self) -> None:
         """The last page there was is through. It stays behind when something newer was seen meanwhile."""

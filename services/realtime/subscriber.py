@@ -221,8 +221,8 @@ class Subscriber:
                 # Staff may read it, and named it among their own: nothing of it would ever come live.
                 self._refused(order_id, sequence, not_found())
                 return
-            if sequence.fetched(event["version"]):
-                self._push(frames.frame(event))
+            sequence.fetched(event["version"])
+            self._push(frames.frame(event))
         if not page.more:
             sequence.fetched_all()
 

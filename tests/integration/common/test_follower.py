@@ -11,7 +11,7 @@ from aiokafka import TopicPartition
 
 from services.common import stream
 from services.common.follower import Follower
-from services.common.stream import Message, Publisher, Received
+from services.common.stream import Message, Publisher, Received, StreamError
 from tests.faults.waiting import eventually
 
 
@@ -98,6 +98,17 @@ async def test_what_was_published_while_it_had_no_consumer_comes_when_it_has_one
         await reader.has(b"2", b"3")
     assert sorted(reader.values) == [b"1", b"2", b"3"]
     assert reader.losses == 0
+
+
+async def test_a_topic_that_the_broker_does_not_know_yet_is_waited_for_and_not_followed_without_partitions(
+    kafka_url: str,
+) -> None:
+    reader = Reader()
+    follower = Follower(kafka_url, f"test.{secrets.token_hex(4)}", handle=reader.handle, lost=reader.lost)
+    with pytest.raises(StreamError, match="has no partitions yet"):
+        await follower._partitions()  # before `run` has made sure that there is one
+    async with running(follower):
+        assert len(follower._positions) == stream.PARTITIONS
 
 
 async def test_a_failure_nobody_foresaw_skips_no_message(kafka_url: str, topic: str, publisher: Publisher) -> None:

@@ -34,8 +34,8 @@ class Follower:
                 self.page, self.last_page = rest[:PAGE], len(rest) <= PAGE
         elif self.page:
             version = self.page.pop(0)
-            if self.sequence.fetched(version):
-                self.had.append(version)
+            self.sequence.fetched(version)
+            self.had.append(version)
         else:
             self.page = None
             if self.last_page:
@@ -84,6 +84,12 @@ def test_an_order_that_begins_with_its_next_event_goes_on_from_there(first: int,
     assert follower.had == list(range(first, follower.stored + 1))
 
 
+def test_nothing_is_sent_live_before_the_first_page_has_said_that_it_may_be_seen() -> None:
+    sequence = Sequence(0, behind=True)
+    assert not sequence.live(1)
+    assert (sequence.last, sequence.behind) == (0, True)
+
+
 def test_events_in_order_are_never_fetched() -> None:
     sequence = Sequence(0, behind=False)
     assert [sequence.live(version) for version in (1, 2, 2, 1, 3)] == [True, True, False, False, True]
@@ -96,7 +102,7 @@ def test_an_event_that_could_not_be_read_is_fetched() -> None:
     assert not sequence.behind
     sequence.missed(2)
     assert sequence.behind
-    assert sequence.fetched(2)
+    sequence.fetched(2)
     sequence.fetched_all()
     assert not sequence.behind
     assert sequence.live(3)
@@ -104,6 +110,7 @@ def test_an_event_that_could_not_be_read_is_fetched() -> None:
 
 def test_a_page_that_leaves_a_version_out_is_an_error_and_not_sent() -> None:
     sequence = Sequence(1, behind=True)
-    with pytest.raises(ValueError, match="version 3 came after 1"):
-        sequence.fetched(3)
+    for version in (1, 3):
+        with pytest.raises(ValueError, match=f"version {version} came after 1"):
+            sequence.fetched(version)
     assert sequence.last == 1
