@@ -2,7 +2,7 @@
 
 import typer
 
-from services.cli import demo, migrate, partitions, rebuild, republish, seed, tail, token, up, verify
+from services.cli import demo, migrate, partitions, rebuild, republish, seed, tail, token, up, verify, watch
 
 app = typer.Typer(
     name="orders",
@@ -21,3 +21,4 @@ app.command("republish")(republish.republish)
 app.command("partitions")(partitions.partitions)
 app.command("token")(token.token)
 app.command("tail")(tail.tail)
+app.command("watch")(watch.watch)
