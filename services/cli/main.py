@@ -2,7 +2,7 @@
 
 import typer
 
-from services.cli import demo, migrate, partitions, rebuild, seed, tail, token, up, verify
+from services.cli import demo, migrate, outbox, partitions, rebuild, seed, tail, token, up, verify
 
 app = typer.Typer(
     name="orders",
@@ -18,5 +18,6 @@ app.command("seed")(seed.seed)
 app.command("verify")(verify.verify)
 app.command("rebuild")(rebuild.rebuild)
 app.command("partitions")(partitions.partitions)
+app.command("outbox")(outbox.outbox)
 app.command("token")(token.token)
 app.command("tail")(tail.tail)
