@@ -73,7 +73,7 @@ class Lease:
     def __init__(self, alarm: Alarm) -> None:
         self.alarm = alarm  # rung when there are new ones
         self.wanted = False  # whether it could publish any
-        self.under_way: frozenset[int] = frozenset()  # of the batch that is being published
+        self.under_way: set[int] = set()  # of the batches that are being published
         self._slices: frozenset[int] = frozenset()
         self._surplus: frozenset[int] = frozenset()
         self._until = 0.0

@@ -17,7 +17,7 @@ from services.common.outbox import Alarm
 from services.relay.leases import Leases
 from services.relay.outbox import Outbox
 from services.relay.outboxes import OUTBOXES
-from services.relay.relay import Relay
+from services.relay.relay import LANES, Relay
 from services.relay.settings import RelaySettings
 from services.relay.watch import watch
 
@@ -34,8 +34,8 @@ async def relaying(
 
     Gives the tasks that do it. None of them ends by itself: one that does has failed in a way nobody foresaw.
     """
-    # One connection for each relay, one to look, one to renew leases.
-    database = Database(settings.postgres_url, application_name=PROCESS, size_min=0, size_max=len(outboxes) + 2)
+    # One connection for each lane, one to look, one to renew leases.
+    database = Database(settings.postgres_url, application_name=PROCESS, size_min=0, size_max=LANES * len(outboxes) + 2)
     await database.open()
     name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
     leases = Leases(database, name, lease_seconds=settings.lease_seconds, beat_seconds=settings.beat_seconds)

@@ -35,12 +35,16 @@ _PARKED_VERSION: Final = """(
     ORDER BY p.position LIMIT 1
 ) AS parked_version"""
 
-# Index: primary key.
-_DELETE: Final = """
-DELETE FROM {name}.outbox o
-USING unnest(:slices, :positions) AS d (slice, position)
-WHERE o.slice = d.slice AND o.position = d.position
-"""
+# Index: primary key, one read a row. A plain join, planned while the outbox was empty, reads all of the index for every
+# batch once there is a backlog; OFFSET 0 leaves the planner no choice.
+_ROWS: Final = """
+ARRAY(
+    SELECT o.row_id FROM unnest(:slices, :positions) AS d (slice, position)
+    CROSS JOIN LATERAL (
+        SELECT o.ctid AS row_id FROM {name}.outbox o WHERE o.slice = d.slice AND o.position = d.position OFFSET 0) o
+)"""
+
+_DELETE: Final = f"DELETE FROM {{name}}.outbox WHERE ctid = ANY ({_ROWS})"  # noqa: S608 # a constant
 
 # Parking and releasing take turns. A statement of its own, so that the next one sees what the turn before has left.
 _PARKING_TURN: Final = "SELECT pg_advisory_xact_lock(hashtext('relay.parked'))"

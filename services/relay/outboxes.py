@@ -11,7 +11,8 @@ from services.common.db import Statement
 from services.contracts import envelope
 from services.relay.outbox import TYPES, Outbox
 
-# Of orders the event is in order_events: by its primary key, one partition a row.
+# Of orders the event is in order_events: by its primary key, one partition a row. LIMIT 1 keeps the planner from any
+# other join, which it would choose while it believes the tables to be small.
 _READ_ORDERS: Final = """
 SELECT o.slice, o.position, o.order_id AS aggregate_id, o.version, e.event_id, e.type, e.data::text AS data, e.actor,
        e.traceparent, e.occurred_at, {parked_version}
@@ -22,6 +23,7 @@ CROSS JOIN LATERAL (
 LEFT JOIN LATERAL (
     SELECT * FROM orders.order_events e
     WHERE e.order_id = o.order_id AND e.created_at = o.created_at AND e.shard = o.shard AND e.version = o.version
+    LIMIT 1
 ) e ON TRUE
 """
 
@@ -32,6 +34,7 @@ CROSS JOIN LATERAL (SELECT * FROM orders.outbox o WHERE o.slice = s.slice ORDER 
 JOIN LATERAL (
     SELECT occurred_at FROM orders.order_events e
     WHERE e.order_id = o.order_id AND e.created_at = o.created_at AND e.shard = o.shard AND e.version = o.version
+    LIMIT 1
 ) e ON TRUE
 """
 

@@ -22,6 +22,7 @@ from services.relay.leases import Lease, Leases
 from services.relay.outbox import Outbox
 
 PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX = 0.1, 1.0  # between tries while Kafka or PostgreSQL is away
+LANES = 2  # of slices, each published by itself: while one waits for PostgreSQL, the other encodes
 
 log = structlog.get_logger()
 outbox_published_total = Counter("outbox_published_total", "Events acknowledged by Kafka", ["outbox"])
@@ -69,8 +70,11 @@ class Relay:
                 async with Publisher(self._kafka_url, client_id=self._client_id) as publisher:
                     pause = PAUSE_SECONDS_MIN
                     self._leases.want(self._lease, True)
-                    await self._session(publisher)
-            except Exception as error:  # of this outbox, whatever it is: the others go on
+                    async with asyncio.TaskGroup() as lanes:
+                        for lane in range(LANES):
+                            lanes.create_task(self._publish_lane(publisher, lane))
+            except Exception as failed:  # of this outbox, whatever it is: the others go on
+                error = failed.exceptions[0] if isinstance(failed, ExceptionGroup) else failed
                 part = _part_of(error)
                 relay_failures_total.labels(self._outbox.name, part).inc()
                 log.warning(
@@ -78,27 +82,27 @@ class Relay:
                     outbox=self._outbox.name,
                     part=part,
                     error=str(error),
-                    exc_info=part == "unforeseen",
+                    exc_info=error if part == "unforeseen" else None,
                 )
                 self._leases.want(self._lease, False)
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, PAUSE_SECONDS_MAX)
 
-    async def _session(self, publisher: Publisher) -> None:
-        """Publish until something fails."""
+    async def _publish_lane(self, publisher: Publisher, lane: int) -> None:
+        """Publish the slices of `lane` until something fails."""
         pause: float | None = self._poll_seconds_min
         while True:
-            if await self._publish_once(publisher) or await self._alarm.wait(pause):
+            if await self._publish_once(publisher, lane) or await self._alarm.wait(pause):
                 pause = self._poll_seconds_min
             elif pause is not None:  # and later whoever looks at all outboxes rings
                 pause = pause * 2 if pause * 2 < self._poll_seconds_max else None
 
-    async def _publish_once(self, publisher: Publisher) -> int:
+    async def _publish_once(self, publisher: Publisher, lane: int) -> int:
         """The next rows of every slice are on Kafka and gone from the outbox, or parked; gives how many."""
-        slices = self._lease.slices()
+        slices = [number for number in self._lease.slices() if number % LANES == lane]
         if not slices:
             return 0
-        self._lease.under_way = frozenset(slices)
+        self._lease.under_way |= set(slices)
         try:
             rows = await self._database.rows(self._outbox.read, slices=slices, rows=self._rows_per_slice)
             rows.sort(key=itemgetter("position"))  # no plan promises an order across its joins
@@ -108,7 +112,7 @@ class Relay:
             if unsendable:
                 await self._park(unsendable)  # last: what stands before them is gone
         finally:
-            self._lease.under_way = frozenset()
+            self._lease.under_way -= set(slices)
         return len(sendable) + len(unsendable)
 
     async def _publish(self, publisher: Publisher, sendable: Sequence[tuple[Row, Message]]) -> None:
