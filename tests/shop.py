@@ -89,7 +89,7 @@ class Shop:
         return ids.to_text(product_id)
 
     async def change_product(self, product: str, **changed: Any) -> None:
-        """Its copy in orders changes as the projector changes it: with the version beside its stock."""
+        """It changes in the catalogue, and its copy as the projector changes it: with the version beside its stock."""
         async with self.owner.transaction():
             version = await self.owner.fetchval(
                 "UPDATE orders.inventory i SET product_version = p.version + 1 FROM orders.products p"
@@ -97,10 +97,11 @@ class Shop:
                 ids.from_text(product),
             )
             for column, value in {**changed, "version": version}.items():
-                await self.owner.execute(
-                    f"UPDATE orders.products SET {column} = $2 WHERE product_id = $1",  # noqa: S608 # from the tests
-                    *(ids.from_text(product), value),
-                )
+                for schema in ("catalog", "orders"):
+                    await self.owner.execute(
+                        f"UPDATE {schema}.products SET {column} = $2 WHERE product_id = $1",  # noqa: S608 # of ours
+                        *(ids.from_text(product), value),
+                    )
 
     async def place(
         self,

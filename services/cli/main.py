@@ -2,7 +2,7 @@
 
 import typer
 
-from services.cli import demo, migrate, outbox, partitions, rebuild, seed, tail, token, up, verify
+from services.cli import demo, migrate, outbox, partitions, rebuild, republish, seed, tail, token, up, verify
 
 app = typer.Typer(
     name="orders",
@@ -17,6 +17,7 @@ app.command("migrate")(migrate.migrate)
 app.command("seed")(seed.seed)
 app.command("verify")(verify.verify)
 app.command("rebuild")(rebuild.rebuild)
+app.command("republish")(republish.republish)
 app.command("partitions")(partitions.partitions)
 app.command("outbox")(outbox.outbox)
 app.command("token")(token.token)

@@ -104,7 +104,13 @@ class Publisher:
         while sending is not None and not sending.done():
             sending.cancel()  # once for itself, and once for each request that it waits for
             await asyncio.wait([sending], timeout=0.1)
-        self._producer._message_accumulator.fail_all(KafkaError("abandoned"))
+        waiting = self._producer._message_accumulator
+        # Those that were about to be sent again, too: when they fail, they are looked for among the pending ones.
+        waiting._pending_batches.update(batch for batches in waiting._batches.values() for batch in batches)
+        abandoned = list(waiting._pending_batches)
+        waiting.fail_all(KafkaError("abandoned"))
+        for batch in abandoned:
+            batch._drain_waiter.exception()  # seen; nobody waits for it, and asyncio would log each
 
     async def _stop(self) -> None:
         try:
@@ -132,7 +138,7 @@ async def ensure_topic(kafka_url: str, topic: str) -> None:
                 topic,
                 num_partitions=PARTITIONS,
                 replication_factor=min(REPLICAS, len(brokers)),
-                topic_configs={"max.message.bytes": str(MESSAGE_BYTES_MAX), **_kept(topic)},
+                topic_configs=topic_config(topic),
             )
             response = await admin.create_topics([wanted])
             for _, code, *_rest in response.topic_errors:
@@ -144,10 +150,10 @@ async def ensure_topic(kafka_url: str, topic: str) -> None:
         await admin.close()
 
 
-def _kept(topic: str) -> dict[str, str]:
-    if topic in COMPACTED_TOPICS:
-        return {"cleanup.policy": "compact"}
-    return {"retention.ms": str(RETENTION_MS)}
+def topic_config(topic: str) -> dict[str, str]:
+    """What `topic` is made with beside its partitions and replicas."""
+    kept = {"cleanup.policy": "compact"} if topic in COMPACTED_TOPICS else {"retention.ms": str(RETENTION_MS)}
+    return {"max.message.bytes": str(MESSAGE_BYTES_MAX), **kept}
 
 
 @dataclass(frozen=True, slots=True)

@@ -132,8 +132,8 @@ async def _up(home: Home) -> AsyncIterator[tuple[dict[str, Any], str]]:
         assert await asyncio.wait_for(process.wait(), _STOP_SECONDS) == 0
     finally:
         if process.returncode is None:
-            process.kill()
-            await process.wait()
+            process.terminate()  # a supervisor that is killed leaves its servers running
+            await asyncio.wait_for(process.wait(), _STOP_SECONDS)
     home.assert_nothing_is_left()
 
 
@@ -157,7 +157,8 @@ async def _a_product_reaches_kafka(home: Home, endpoints: dict[str, Any]) -> Non
         assert put.status_code == 201, put.text
         assert (await client.get(path)).json() == put.json()
     async with asyncio.timeout(20), reading(endpoints["kafka"], CATALOG_TOPIC, from_beginning=True) as messages:
-        event = json.loads((await anext(messages)).value)
+        events = (json.loads(message.value) async for message in messages)
+        event = await anext(event async for event in events if path.endswith(event["product_id"]))
     assert event["data"] == {"product": put.json()}
 
 

@@ -24,10 +24,10 @@ from services.contracts.envelope import CATALOG_TOPIC
 from services.embedded.room import free_port_base
 from services.embedded.settings import StackSettings
 from services.embedded.supervisor import Stack
-from tests.catalogue import new_product_id, publish, told
 from tests.consuming import Group
 from tests.faults.conftest import SEED, environment
 from tests.faults.waiting import eventually
+from tests.product_events import new_product_id, publish, told
 
 Owner: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 PRODUCTS = 30

@@ -12,11 +12,11 @@ from services.common import consumer
 from services.common.db import LockTimeoutError, TransientError
 from services.common.stream import MESSAGE_BYTES_MAX, Received
 from services.embedded.supervisor import Stack
-from tests.catalogue import publish
 from tests.consuming import Group, metric
 from tests.faults.waiting import eventually
 from tests.integration.common.conftest import POISON, Ledger, numbered
 from tests.integration.relay.conftest import kafka_beside
+from tests.product_events import publish
 
 KEYS = [f"key-{number}" for number in range(24)]  # on most partitions
 

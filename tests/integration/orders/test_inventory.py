@@ -15,7 +15,7 @@ from services.common import clock, ids, money
 from services.orders.invariants import verify
 from services.orders.schemas import STOCK_DELTA_MAX
 from tests.contracts.description import refused
-from tests.shop import Shop
+from tests.shop import Shop, offer
 
 KEEPER = uuid.uuid4()
 
@@ -138,11 +138,7 @@ async def test_a_product_orders_does_not_know_is_not_found_until_it_does(shop: S
     product = ids.to_text(ids.new_id(clock.now()))
     for missing in (product, "x", "7" + "Z" * 25, "1" * 26):
         assert refused(await adjust(shop, missing, key="k")) == "404 not_found"
-    await shop.owner.execute(
-        "INSERT INTO orders.products (product_id, name, price, currency, active, version)"
-        " VALUES ($1, 'New', 1, 'USD', FALSE, 1)",
-        ids.from_text(product),
-    )
+    await offer(shop.owner, ids.from_text(product), price=1, active=False)
     assert (await adjust(shop, product, key="k")).status_code == 201
     assert not await shop.owner.fetchval("SELECT count(*) FROM orders.idempotency_keys")
 

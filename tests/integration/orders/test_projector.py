@@ -14,10 +14,10 @@ from services.common.consumer import PoisonError
 from services.common.db import Database
 from services.common.stream import Message, Received, ensure_topic
 from services.orders import projections
-from tests.catalogue import new_product_id, publish, told
 from tests.conftest import AsRole
 from tests.consuming import Group, metric
 from tests.faults.waiting import eventually
+from tests.product_events import new_product_id, publish, told
 from tests.shop import Shop
 
 Owner: TypeAlias = "asyncpg.Connection[asyncpg.Record]"

@@ -40,6 +40,14 @@ CORRUPTIONS: dict[str, tuple[str, set[str]]] = {
         {"line_total", "items_are_fold", "total_amount"},
     ),
     "an order's total": ("UPDATE orders.orders SET total_amount = 1", {"total_amount", "order_row_is_fold"}),
+    "a fee that nobody charged": (
+        """UPDATE orders.orders SET adjustments = '[{"kind": "fee", "line_no": null, "label": "x", "amount": 1}]'""",
+        {"total_amount", "order_row_is_fold"},
+    ),
+    "units that never came back": (
+        "UPDATE orders.order_items SET shipped_quantity = 1, returned_quantity = 1",
+        {"items_are_fold", "stock_reserved"},
+    ),
     "a count of lines": ("UPDATE orders.orders SET item_count = 5", {"item_count", "order_row_is_fold"}),
     "a lost event": (
         "DELETE FROM orders.order_events",
