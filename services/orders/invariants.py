@@ -239,7 +239,7 @@ SELECT o.order_id AS id, format('position %s, version %s: %s', o.position, o.ver
 FROM (
     TABLE orders.outbox
     UNION ALL
-    SELECT parked.* FROM relay.parked CROSS JOIN LATERAL jsonb_populate_record(NULL::orders.outbox, content) parked
+    SELECT waiting.* FROM relay.parked CROSS JOIN LATERAL jsonb_populate_record(NULL::orders.outbox, content) waiting
     WHERE outbox = 'orders'
 ) o
 LEFT JOIN orders.order_events e USING (order_id, created_at, shard, version)
