@@ -12,7 +12,7 @@ from uuid import UUID
 import orjson
 import typer
 
-from services.cli.target import bar, console, failures_told, owner_url
+from services.cli.target import FAILED, bar, console, failures_told, owner_url
 from services.common import clock, ids
 from services.common.db import WriteConnection
 from services.common.stream import Message, Publisher, StreamError, UnpublishableError, ensure_topic
@@ -111,9 +111,9 @@ def republish(
                 asyncio.run(run(url, kafka_url, result, within=(from_at, to_at), types=types, progress=progress))
             except StreamError as error:
                 raise StreamError(f"Kafka at {kafka_url}: {error}") from error
-    except (typer.Exit, KeyboardInterrupt):
+    except (typer.Exit, KeyboardInterrupt) as ended:
         console.print(f"It ended early: {result.told}. Run it again.", highlight=False, soft_wrap=True)
-        raise
+        raise typer.Exit(FAILED) from ended
     if as_json:
         typer.echo(orjson.dumps(asdict(result)))
     else:
@@ -165,8 +165,8 @@ async def _refuse_to_overtake(connection: WriteConnection, from_at: datetime) ->
     (row,) = await observing([ORDERS]).rows(connection)
     if row["parked"]:
         raise RuntimeError(
-            f"outbox-relay has parked events of {row['parked']} orders: release them first, `orders outbox --parked` lists"
-            " them"
+            f"outbox-relay has parked events of {row['parked']} orders: release them first;"
+            " `orders outbox --parked` lists them"
         )
     if row["oldest_at"] is not None and row["oldest_at"] < from_at:
         raise RuntimeError(
