@@ -8,7 +8,7 @@ CATALOG_TOPIC: Final = "catalog.events.v1"
 CATALOG_SOURCE: Final = "/catalog"
 # Each event of these carries all of its subject: the newest of a key is kept for ever, and a new consumer begins there.
 COMPACTED_TOPICS: Final = frozenset({CATALOG_TOPIC})
-CONTENT_TYPE: Final = b"application/json"
+CONTENT_TYPE: Final = "application/json"
 
 Headers = list[tuple[str, bytes]]
 
@@ -30,7 +30,7 @@ def headers(
         ("ce_time", time.encode()),
         ("ce_sequence", b"%020d" % version),
         ("ce_partitionkey", about),
-        ("content-type", CONTENT_TYPE),
+        ("content-type", CONTENT_TYPE.encode()),
     ]
     if traceparent is not None:
         found.append(("traceparent", traceparent.encode()))
