@@ -10,9 +10,10 @@ from sqlalchemy.pool import NullPool
 
 from services.catalog import tables as catalog
 from services.orders import tables as orders
+from services.relay import tables as relay
 
 MIGRATION_LOCK = 0x6F7264657273  # "orders": two migrations at once wait for each other
-SCHEMAS = {"orders", "catalog"}
+SCHEMAS = {"orders", "catalog", "relay"}
 
 
 def include_name(name: str | None, kind: str, _parents: Any) -> bool:
@@ -36,7 +37,7 @@ def run(connection: sa.Connection) -> None:
 
     context.configure(
         connection=connection,
-        target_metadata=[orders.metadata, catalog.metadata],
+        target_metadata=[orders.metadata, catalog.metadata, relay.metadata],
         include_schemas=True,
         include_name=include_name,
         include_object=include_object,

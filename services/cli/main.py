@@ -2,7 +2,7 @@
 
 import typer
 
-from services.cli import demo, migrate, partitions, rebuild, republish, seed, tail, token, up, verify, watch
+from services.cli import demo, migrate, outbox, partitions, rebuild, republish, seed, tail, token, up, verify, watch
 
 app = typer.Typer(
     name="orders",
@@ -19,6 +19,7 @@ app.command("verify")(verify.verify)
 app.command("rebuild")(rebuild.rebuild)
 app.command("republish")(republish.republish)
 app.command("partitions")(partitions.partitions)
+app.command("outbox")(outbox.outbox)
 app.command("token")(token.token)
 app.command("tail")(tail.tail)
 app.command("watch")(watch.watch)

@@ -21,7 +21,7 @@ from services.contracts.orders import EventType
 from services.embedded.addresses import Addresses
 from services.embedded.settings import StackSettings
 from services.orders.histories import Progress, months_of, silent, unhurried
-from services.relay.outboxes import ORDERS
+from services.relay.outboxes import ORDERS, observing
 
 OWN_TOPIC: Final = f"{ORDERS_TOPIC}.republished"  # nobody's until somebody is told to read it
 PAGE_ORDERS: Final = 500
@@ -162,7 +162,12 @@ async def run(
 
 
 async def _refuse_to_overtake(connection: WriteConnection, from_at: datetime) -> None:
-    (row,) = await ORDERS.look.rows(connection)
+    (row,) = await observing([ORDERS]).rows(connection)
+    if row["parked"]:
+        raise RuntimeError(
+            f"outbox-relay has parked events of {row['parked']} orders: release them first;"
+            " `orders outbox --parked` lists them"
+        )
     if row["oldest_at"] is not None and row["oldest_at"] < from_at:
         raise RuntimeError(
             f"outbox-relay has yet to publish events from {clock.to_text(row['oldest_at'])} on to {ORDERS_TOPIC}:"

@@ -90,8 +90,8 @@ class Alarm:
         """Calls are heard from now on, as soon as Valkey answers."""
         self._task = asyncio.create_task(self._run(), name="outbox-alarm")
 
-    async def wait(self, timeout_seconds: float) -> bool:
-        """True when somebody has called since the last wait, at once if so; False after the time-out."""
+    async def wait(self, timeout_seconds: float | None) -> bool:
+        """True when somebody has called since the last wait, at once if so; False after the time-out, if any."""
         try:
             async with asyncio.timeout(timeout_seconds):  # wait_for loses a cancellation that comes with the call
                 await self._rung.wait()

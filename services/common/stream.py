@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Final, Self
 
 import structlog
@@ -59,7 +60,7 @@ class Publisher:
             max_request_size=MESSAGE_BYTES_MAX,
             request_timeout_ms=REQUEST_TIMEOUT_MS,
         )
-        self._unsure = False  # whether messages were handed over of which nobody knows
+        self._unsure = 0  # batches handed over of which nobody knows
 
     async def __aenter__(self) -> Self:
         """Connected. StreamError when no broker answers."""
@@ -77,8 +78,11 @@ class Publisher:
         await self._stop()
 
     async def publish(self, topic: str, messages: Sequence[Message]) -> None:
-        """All of `messages` are on Kafka, in order per key. StreamError when that is not known for all of them."""
-        self._unsure = True
+        """All of `messages` are on Kafka, in order per key. StreamError when that is not known for all of them.
+
+        Batches may be published at the same time when they have no key in common.
+        """
+        self._unsure += 1
         try:
             async with asyncio.timeout(PUBLISH_TIMEOUT_SECONDS):
                 sent = [
@@ -88,7 +92,7 @@ class Publisher:
                 await asyncio.gather(*sent)
         except (KafkaError, OSError, TimeoutError) as error:
             raise StreamError(repr(error)) from error
-        self._unsure = False
+        self._unsure -= 1
 
     async def _abandon(self) -> None:
         """It sends nothing more. Its own stop would first send what is left, for as long as the broker is away.
@@ -118,7 +122,7 @@ class Publisher:
 
 def check_size(message: Message) -> None:
     """UnpublishableError when `message` is more than a topic takes."""
-    size = len(message.value) + len(message.key) + sum(len(name) + len(value) for name, value in message.headers)
+    size = len(message.value) + len(message.key) + sum(map(len, chain.from_iterable(message.headers)))
     if size > MESSAGE_BYTES_MAX - 1024:  # room for the record's and the batch's own fields
         raise UnpublishableError(f"{size} bytes are more than the {MESSAGE_BYTES_MAX} of a topic")
 

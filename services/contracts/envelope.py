@@ -20,17 +20,18 @@ def headers(
 
     `ce_sequence` has 20 digits, so that text sorts as numbers do.
     """
-    found = {
-        "ce_specversion": "1.0",
-        "ce_id": event_id,
-        "ce_type": type_,
-        "ce_source": source,
-        "ce_subject": subject,
-        "ce_time": time,
-        "ce_sequence": f"{version:020d}",
-        "ce_partitionkey": subject,
-        "content-type": CONTENT_TYPE,
-    }
+    about = subject.encode()
+    found = [
+        ("ce_specversion", b"1.0"),
+        ("ce_id", event_id.encode()),
+        ("ce_type", type_.encode()),
+        ("ce_source", source.encode()),
+        ("ce_subject", about),
+        ("ce_time", time.encode()),
+        ("ce_sequence", b"%020d" % version),
+        ("ce_partitionkey", about),
+        ("content-type", CONTENT_TYPE.encode()),
+    ]
     if traceparent is not None:
-        found["traceparent"] = traceparent
-    return [(name, value.encode()) for name, value in found.items()]
+        found.append(("traceparent", traceparent.encode()))
+    return found

@@ -33,6 +33,7 @@ _FLAGS = {
     "max_wal_size": "2GB",  # loading a million orders would else checkpoint all the time
     "wal_level": "replica",  # backups and a reporting replica need it
     "max_locks_per_transaction": "1024",  # one statement over all months locks each partition and its indexes
+    "autovacuum_naptime": "5s",  # the outbox leaves thousands of dead rows a second
     "TimeZone": "UTC",
     "log_timezone": "UTC",
     "shared_preload_libraries": "pg_stat_statements",  # the 20 ms of a statement are read there

@@ -236,11 +236,17 @@ WHERE c.product_id IS NULL OR p.version > c.version
         f"""
 SELECT o.order_id AS id, format('position %s, version %s: %s', o.position, o.version,
     CASE WHEN e.order_id IS NULL THEN 'there is no such event' ELSE 'its slice is wrong' END) AS detail
-FROM orders.outbox o
+FROM (
+    TABLE orders.outbox
+    UNION ALL
+    SELECT waiting.* FROM relay.parked CROSS JOIN LATERAL jsonb_populate_record(NULL::orders.outbox, content) waiting
+    WHERE outbox = 'orders'
+) o
 LEFT JOIN orders.order_events e USING (order_id, created_at, shard, version)
 WHERE e.order_id IS NULL OR o.slice <> o.shard % {ids.SLICES}
 """,  # noqa: S608 # what is put in are constants
-        "Park the order and delete the row; `orders republish` sends what its events say.",
+        "The relay parks the order: see `orders outbox --parked`. Delete the row from relay.parked, or bring its event"
+        " back from a backup; then `orders outbox --release` sends what waits for it.",
     ),
     Invariant(
         "partitions_present_and_alike",

@@ -1,75 +1,105 @@
-"""The outboxes there are. Their rows are read by the primary key (slice, position), in order."""
+"""The outboxes there are. Their rows are read by the primary key (slice, position), from the start of the slice.
+
+From its start each time: positions are given before the commit, so a lower one may appear after a higher one.
+"""
 
 from collections.abc import Sequence
 from typing import Final
 
+from services.common import db
+from services.common.db import Statement
 from services.contracts import envelope
-from services.relay.outbox import Outbox
+from services.relay.outbox import TYPES, Outbox
 
-# Of orders the event is in order_events: by its primary key, one partition a row.
+# Of orders the event is in order_events: by its primary key, one partition a row. LIMIT 1 keeps the planner from any
+# other join, which it would choose while it believes the tables to be small.
 _READ_ORDERS: Final = """
 SELECT o.slice, o.position, o.order_id AS aggregate_id, o.version, e.event_id, e.type, e.data::text AS data, e.actor,
-       e.traceparent, e.occurred_at
+       e.traceparent, e.occurred_at, {parked_version}
 FROM unnest(:slices) AS s (slice)
 CROSS JOIN LATERAL (
-    SELECT * FROM orders.outbox o
-    WHERE o.slice = s.slice AND o.order_id <> ALL (:parked)
-    ORDER BY o.position LIMIT :rows
+    SELECT * FROM orders.outbox o WHERE o.slice = s.slice ORDER BY o.position LIMIT :rows
 ) o
 LEFT JOIN LATERAL (
     SELECT * FROM orders.order_events e
     WHERE e.order_id = o.order_id AND e.created_at = o.created_at AND e.shard = o.shard AND e.version = o.version
+    LIMIT 1
 ) e ON TRUE
 """
 
-# The first row of every slice, and how many rows there are up to a bound: a long backlog is not counted to its end.
-_LOOK_ORDERS: Final = """
-SELECT (SELECT count(*) FROM (SELECT 1 FROM orders.outbox LIMIT 100000) bounded) AS depth, (
-    SELECT min(e.occurred_at)
-    FROM generate_series(0, 15) AS s (slice)
-    CROSS JOIN LATERAL (SELECT * FROM orders.outbox o WHERE o.slice = s.slice ORDER BY o.position LIMIT 1) o
-    JOIN LATERAL (
-        SELECT occurred_at FROM orders.order_events e
-        WHERE e.order_id = o.order_id AND e.created_at = o.created_at AND e.shard = o.shard AND e.version = o.version
-    ) e ON TRUE
-) AS oldest_at
+_OLDEST_ORDERS: Final = """
+SELECT min(e.occurred_at)
+FROM generate_series(0, 15) AS s (slice)
+CROSS JOIN LATERAL (SELECT * FROM orders.outbox o WHERE o.slice = s.slice ORDER BY o.position LIMIT 1) o
+JOIN LATERAL (
+    SELECT occurred_at FROM orders.order_events e
+    WHERE e.order_id = o.order_id AND e.created_at = o.created_at AND e.shard = o.shard AND e.version = o.version
+    LIMIT 1
+) e ON TRUE
 """
 
 # Of products the row itself is the event.
 _READ_CATALOG: Final = """
 SELECT o.slice, o.position, o.aggregate_id, o.version, o.event_id, o.type, o.data::text AS data, o.actor,
-       o.traceparent, o.occurred_at
+       o.traceparent, o.occurred_at, {parked_version}
 FROM unnest(:slices) AS s (slice)
 CROSS JOIN LATERAL (
-    SELECT * FROM catalog.outbox o
-    WHERE o.slice = s.slice AND o.aggregate_id <> ALL (:parked)
-    ORDER BY o.position LIMIT :rows
+    SELECT * FROM catalog.outbox o WHERE o.slice = s.slice ORDER BY o.position LIMIT :rows
 ) o
 """
 
-_LOOK_CATALOG: Final = """
-SELECT (SELECT count(*) FROM (SELECT 1 FROM catalog.outbox LIMIT 100000) bounded) AS depth, (
-    SELECT min(o.occurred_at)
-    FROM generate_series(0, 15) AS s (slice)
-    CROSS JOIN LATERAL (SELECT * FROM catalog.outbox o WHERE o.slice = s.slice ORDER BY o.position LIMIT 1) o
-) AS oldest_at
+_OLDEST_CATALOG: Final = """
+SELECT min(o.occurred_at)
+FROM generate_series(0, 15) AS s (slice)
+CROSS JOIN LATERAL (SELECT * FROM catalog.outbox o WHERE o.slice = s.slice ORDER BY o.position LIMIT 1) o
 """
 
 ORDERS: Final = Outbox(
     name="orders",
     topic=envelope.ORDERS_TOPIC,
     source=envelope.ORDERS_SOURCE,
+    aggregate="order_id",
     id_member="order_id",
     read_sql=_READ_ORDERS,
-    look_sql=_LOOK_ORDERS,
+    oldest_sql=_OLDEST_ORDERS,
 )
 CATALOG: Final = Outbox(
     name="catalog",
     topic=envelope.CATALOG_TOPIC,
     source=envelope.CATALOG_SOURCE,
+    aggregate="aggregate_id",
     id_member="product_id",
     read_sql=_READ_CATALOG,
-    look_sql=_LOOK_CATALOG,
+    oldest_sql=_OLDEST_CATALOG,
 )
 
 OUTBOXES: Final[Sequence[Outbox]] = (ORDERS, CATALOG)
+
+# One index read for each slice that this relay has.
+_LOOK: Final = """
+SELECT '{name}' AS outbox WHERE EXISTS (
+    SELECT FROM unnest(:outboxes, :slices) AS s (outbox, slice)
+    CROSS JOIN LATERAL (SELECT FROM {name}.outbox o WHERE o.slice = s.slice ORDER BY o.position LIMIT 1) o
+    WHERE s.outbox = '{name}'
+)"""
+
+# A long backlog is not counted to its end.
+_OBSERVE: Final = """
+SELECT '{name}' AS outbox, (SELECT count(*) FROM (SELECT 1 FROM {name}.outbox LIMIT 100000) bounded) AS depth,
+       ({oldest}) AS oldest_at,
+       (SELECT count(DISTINCT aggregate_id) FROM relay.parked WHERE outbox = '{name}') AS parked
+"""
+
+
+def looking(outboxes: Sequence[Outbox]) -> Statement:
+    """Gives the outboxes that have a row in one of `slices`, the n-th of which is of the n-th of `outboxes`."""
+    return db.statement("outboxes_look", "\nUNION ALL".join(_LOOK.format(name=o.name) for o in outboxes), TYPES)
+
+
+def observing(outboxes: Sequence[Outbox]) -> Statement:
+    """Gives of every outbox how many rows wait (`depth`), since when (`oldest_at`), and how many aggregates are parked.
+
+    What is parked is in neither.
+    """
+    parts = (_OBSERVE.format(name=o.name, oldest=o.oldest_sql) for o in outboxes)
+    return db.statement("outboxes_observe", "UNION ALL".join(parts), TYPES)

@@ -327,3 +327,17 @@ async def test_what_makes_no_sense_is_refused_before_anything_is_touched(argumen
     done = await command("postgresql://127.0.0.1:1/none", UNUSED_KAFKA, *arguments)
     assert done.returncode == 2
     assert reason in " ".join(done.stderr.decode().replace("│", " ").split())
+
+
+async def test_to_the_live_topic_it_does_not_overtake_what_the_relay_has_parked(
+    shop: Shop, kafka_url: str, database_url: str, owner: Owner
+) -> None:
+    await shop.placed()
+    await owner.execute(
+        "INSERT INTO relay.parked (outbox, aggregate_id, position, version, reason, content, parked_at)"
+        " SELECT 'orders', order_id, position, version, 'poison', to_jsonb(o), now() FROM orders.outbox o"
+    )
+    await owner.execute("DELETE FROM orders.outbox")
+    done = await command(database_url, kafka_url, "--from", "2020-01-01T00:00:00Z", "--topic", ORDERS_TOPIC)
+    assert done.returncode == 2
+    assert "has parked events of 1 orders" in done.stderr.decode()

@@ -80,6 +80,14 @@ CORRUPTIONS: dict[str, tuple[str, set[str]]] = {
     "a copy that differs": ("UPDATE orders.products SET price = price + 1", {"product_copy"}),
     "a copy of no product": ("DELETE FROM catalog.products", {"product_copy"}),
     "an outbox row of no event": ("UPDATE orders.outbox SET version = 7", {"outbox_row_has_its_event"}),
+    "a parked row of no event": (
+        """
+        INSERT INTO relay.parked (outbox, aggregate_id, position, version, reason, content, parked_at)
+            SELECT 'orders', order_id, position, 7, 'x', to_jsonb(o) || '{"version": 7}', now() FROM orders.outbox o;
+        DELETE FROM orders.outbox
+        """,
+        {"outbox_row_has_its_event"},
+    ),
     "an outbox row of another time": (
         "UPDATE orders.outbox SET created_at = created_at + INTERVAL '1 ms'",
         {"outbox_row_has_its_event"},

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +12,6 @@ from aiokafka import AIOKafkaConsumer
 from prometheus_client import REGISTRY
 
 from services.common.db import Database
-from services.common.outbox import Alarm
 from services.common.stream import MESSAGE_BYTES_MAX, ensure_topic
 from services.contracts.envelope import ORDERS_TOPIC
 from services.embedded.room import free_port_base
@@ -25,7 +24,6 @@ from services.relay.settings import RelaySettings
 from tests.conftest import AsRole
 
 T = TypeVar("T")
-StartRelay = Callable[..., AbstractAsyncContextManager[asyncio.Task[None]]]
 
 
 async def eventually(what: Callable[[], Awaitable[T]], said: str, *, seconds: float = 15) -> T:
@@ -63,24 +61,22 @@ def settings(as_role: AsRole, valkey_url: str, kafka_url: str) -> RelaySettings:
 
 @asynccontextmanager
 async def relaying(
-    settings: RelaySettings, outbox: Outbox = ORDERS, **changes: Any
-) -> AsyncIterator[asyncio.Task[None]]:
-    """A relay of that outbox with its observer, as the process runs them; gives the relay's task."""
-    settings = settings.model_copy(update=changes)
-    database = Database(settings.postgres_url, application_name=main.PROCESS, size_min=0, size_max=2)
+    settings: RelaySettings, *outboxes: Outbox, **changes: Any
+) -> AsyncIterator[list[asyncio.Task[None]]]:
+    """A relay of those outboxes (of orders, when none is named) as the process runs it; gives its tasks."""
+    async with main.relaying(settings.model_copy(update=changes), outboxes or (ORDERS,)) as tasks:
+        yield tasks
+        assert not [task for task in tasks if task.done()], "a task of the relay has ended by itself"
+
+
+@asynccontextmanager
+async def connected(url: str) -> AsyncIterator[Database]:
+    """A database to run statements on."""
+    database = Database(url, application_name="test", size_max=2)
     await database.open()
-    alarm = Alarm(settings.valkey_url, outbox.name)
-    alarm.start()
-    made = main.Relay(outbox, database, settings, alarm)
-    relay = asyncio.create_task(made.run())
-    observer = asyncio.create_task(main.observe(outbox, database, made))
     try:
-        yield relay
-        assert not relay.done(), "the relay has ended by itself"
-        assert not observer.done(), "the observer has ended by itself"
+        yield database
     finally:
-        await main.cancelled(relay, observer)
-        await alarm.close()
         await database.close()
 
 

@@ -5,7 +5,7 @@ import gc
 import signal
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,8 +17,9 @@ from services.common import ids, stream
 from services.common.outbox import Wake
 from services.contracts.envelope import ORDERS_TOPIC
 from services.embedded.supervisor import Stack
+from services.relay.outboxes import ORDERS, OUTBOXES
 from services.relay.settings import RelaySettings
-from tests.integration.relay.conftest import Topic, eventually, kafka_beside, listening, metric, relaying
+from tests.integration.relay.conftest import Topic, connected, eventually, kafka_beside, listening, metric, relaying
 from tests.shop import Shop
 
 Owner: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
@@ -144,19 +145,81 @@ async def test_a_row_without_its_event_parks_its_order_and_no_other(
     assert ids.order_key(ids.from_text(other["order_id"])).shard == key.shard
     async with relaying(settings):
         await topic.of(other["order_id"], 3)
-        assert metric("outbox_parked_aggregates", outbox="orders") == 1
+        await eventually(_parked_in_metrics(1), "it is seen from outside")
         assert (await shop.command(parked | {"version": 2}, "deliver")).status_code == 200
         last = await _delivered(shop)
         await topic.of(last["order_id"], 3)
+        await eventually(lambda: _empty(owner), "what is parked is not read again and again")
         await topic.poll()
         assert topic.versions(parked["order_id"]) == [1]
+        rows = await owner.fetch("SELECT version, reason FROM relay.parked ORDER BY position")
+        assert [tuple(row) for row in rows] == [
+            (99, "there is no such event"),
+            (2, "waits for version 99"),
+            (3, "waits for version 99"),
+        ]
 
-        async def seen_from_outside() -> bool:
-            return metric("outbox_depth", outbox="orders") == 3
 
-        await eventually(seen_from_outside, "what waits is counted")
-        rows = await owner.fetch("SELECT order_id, version FROM orders.outbox ORDER BY position")
-        assert [(row["order_id"], row["version"]) for row in rows] == [(key.order_id, v) for v in (99, 2, 3)]
+def _parked_in_metrics(aggregates: int) -> Callable[[], Awaitable[bool]]:
+    async def counted() -> bool:
+        return metric("outbox_parked_aggregates", outbox="orders") == aggregates
+
+    return counted
+
+
+async def test_what_is_parked_stays_so_over_a_restart_and_goes_out_in_order_once_released(
+    shop: Shop, settings: RelaySettings, topic: Topic, owner: Owner, database_url: str
+) -> None:
+    order = await _delivered(shop)
+    order_id = ids.from_text(order["order_id"])
+    key = ids.order_key(order_id)
+    # Before its own events, so that all of them wait.
+    await owner.execute(
+        "INSERT INTO orders.outbox (shard, slice, position, order_id, created_at, version) OVERRIDING SYSTEM VALUE"
+        " VALUES ($1, $2, 0, $3, $4, 99)",
+        *(key.shard, key.shard % 16, order_id, key.created_at),
+    )
+    before = await owner.fetch("TABLE orders.outbox ORDER BY position")
+    assert [row["version"] for row in before] == [99, 1, 2, 3]
+    async with relaying(settings):
+        await eventually(lambda: _parked(owner, 4), "its rows are parked")
+        await eventually(_parked_in_metrics(1), "it is seen from outside")
+    async with relaying(settings):
+        witness = await _delivered(shop)
+        await topic.of(witness["order_id"], 3)
+        assert await _parked(owner, 4)
+        assert topic.versions(order["order_id"]) == []
+    async with connected(database_url) as database:
+        assert await ORDERS.release(database, order_id) == [1, 2, 3, 99]
+        assert await ORDERS.release(database, order_id) == []
+    assert await owner.fetch("TABLE orders.outbox ORDER BY position") == before
+    await owner.execute("DELETE FROM orders.outbox WHERE version = 99")
+    async with relaying(settings):
+        await topic.of(order["order_id"], 3)
+        await eventually(lambda: _empty(owner), "published rows are deleted")
+        await eventually(_parked_in_metrics(0), "it is seen from outside")
+    await topic.poll()
+    assert topic.versions(order["order_id"]) == [1, 2, 3]
+
+
+async def _parked(owner: Owner, rows: int) -> bool:
+    return bool(await owner.fetchval("SELECT count(*) = $1 FROM relay.parked", rows))
+
+
+async def test_a_row_read_before_its_order_was_released_is_not_parked_behind_nothing(
+    shop: Shop, owner: Owner, database_url: str
+) -> None:
+    order = await _delivered(shop)
+    number = await owner.fetchval("SELECT slice FROM orders.outbox LIMIT 1")
+    async with connected(database_url) as database:
+        first, *_ = await database.rows(ORDERS.read, slices=[number], rows=10)
+        assert first["parked_version"] is None
+        assert len(await ORDERS.park(database, [(first, "poison")])) == 1
+        behind = await database.rows(ORDERS.read, slices=[number], rows=10)
+        assert [row["parked_version"] for row in behind] == [1, 1]
+        assert await ORDERS.release(database, ids.from_text(order["order_id"])) == [1]
+        assert await ORDERS.park(database, [(row, "waits") for row in behind]) == []
+    assert await owner.fetchval("SELECT array_agg(version ORDER BY position) FROM orders.outbox") == [1, 2, 3]
 
 
 @pytest.mark.parametrize("character", ["\N{TEAPOT}", "\x01", '"'], ids=["four bytes", "escaped in six", "quote"])
@@ -188,56 +251,84 @@ async def test_an_idle_relay_asks_the_database_at_most_four_times_a_second(
         )
         return calls
 
-    async with relaying(settings):
-        await _polled(20)  # it has started, claimed its slices, and grown slow
+    async with relaying(settings, *OUTBOXES):
+        for outbox in OUTBOXES:
+            await eventually(_slices(16, outbox.name), "all slices")
+        await _looked(10)  # and it has grown slow
         before, started = await asked(), time.monotonic()
         assert before > 0
-        await _polled(20)
+        await _looked(20)
         rate = (await asked() - before) / (time.monotonic() - started)
     assert 1 < rate <= 4, f"{rate:.2f} statements a second"
 
 
-async def test_a_second_relay_takes_over_when_the_firsts_connection_dies(
+async def _looked(times: int) -> None:
+    """All outboxes have been looked at so many times more."""
+
+    def looks() -> float:
+        return metric("db_query_seconds_count", statement="outboxes_look")
+
+    goal = looks() + times
+
+    async def reached() -> bool:
+        return looks() >= goal
+
+    await eventually(reached, "a look", seconds=30)
+
+
+def _slices(number: int, outbox: str = "orders") -> Callable[[], Awaitable[bool]]:
+    async def has() -> bool:
+        return metric("outbox_slices", outbox=outbox) == number
+
+    return has
+
+
+async def test_a_relay_that_ends_gives_its_slices_back(settings: RelaySettings, owner: Owner) -> None:
+    async with relaying(settings, lease_seconds=600):  # so that it is not because a lease has run out
+        await eventually(_slices(16), "all slices")
+    assert await owner.fetch("TABLE relay.members") == []
+    async with relaying(settings):
+        await eventually(_slices(16), "all slices")
+
+
+async def test_a_relay_that_loses_its_connections_goes_on(
     shop: Shop, settings: RelaySettings, topic: Topic, owner: Owner
 ) -> None:
-    async def holder(slices: int = 16) -> int | None:
-        """The backend that holds all slices."""
-        rows = await owner.fetch(
-            "SELECT pid, count(*) AS slices FROM pg_locks"
-            " WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database"
-            " WHERE datname = current_database()) GROUP BY pid"
+    async with relaying(settings):
+        await topic.of((await shop.placed())["order_id"], 1)
+        ended = await owner.fetchval(
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+            " WHERE application_name = 'outbox-relay' AND datname = current_database()"
         )
-        return next((row["pid"] for row in rows if row["slices"] == slices), None)
+        assert ended >= 1
+        await topic.of((await _delivered(shop))["order_id"], 3)
 
-    async with relaying(settings, claim_seconds=600):
-        first = await eventually(holder, "the first has all slices")
-        async with relaying(settings, claim_seconds=0.02):
-            await topic.of((await _delivered(shop))["order_id"], 3)
-            assert await holder() == first, "who comes second waits"
-            order = await shop.placed()
-            assert await owner.fetchval("SELECT pg_terminate_backend($1)", first)
 
-            async def taken_over() -> bool:
-                return await holder() not in {None, first}
-
-            await eventually(taken_over, "the second has all slices")
-            order = (await shop.command(order, "ship")).json()
-            order = (await shop.command(order, "deliver")).json()
+async def test_an_event_of_a_transaction_that_commits_late_is_not_skipped(
+    shop: Shop, settings: RelaySettings, topic: Topic, owner: Owner, database_url: str
+) -> None:
+    late = await shop.placed()  # its row is taken back, and written by a transaction that lasts
+    key = ids.order_key(ids.from_text(late["order_id"]))
+    await owner.execute("DELETE FROM orders.outbox")
+    slow = await asyncpg.connect(database_url)
+    held = slow.transaction()
+    await held.start()
+    position = await slow.fetchval(
+        "INSERT INTO orders.outbox (shard, slice, order_id, created_at, version) VALUES ($1, $2, $3, $4, 1)"
+        " RETURNING position",
+        *(key.shard, key.shard % 16, key.order_id, key.created_at),
+    )
+    async with relaying(settings, batch_rows_per_slice=2):
+        for _ in range(5):
+            order = await _delivered(shop)  # of the same buyer: the same slice, higher positions
             await topic.of(order["order_id"], 3)
-            await eventually(lambda: _empty(owner), "published rows are deleted")
-            await topic.poll()
-            versions = topic.versions(order["order_id"])
-            assert list(dict.fromkeys(versions)) == [1, 2, 3], versions
-
-
-async def test_a_relay_that_ends_gives_its_slices_back(settings: RelaySettings) -> None:
-    for _ in range(2):
-        async with relaying(settings):
-
-            async def has_all() -> bool:
-                return metric("outbox_slices", outbox="orders") == 16
-
-            await eventually(has_all, "all slices")
+        await eventually(lambda: _empty(owner), "all but the late one is published and gone")
+        assert await owner.fetchval("SELECT last_value FROM orders.outbox_position_seq") == position + 15
+        assert topic.versions(late["order_id"]) == []
+        await held.commit()
+        await topic.of(late["order_id"], 1)
+        await eventually(lambda: _empty(owner), "the late one too")
+    await slow.close()
 
 
 @pytest.fixture

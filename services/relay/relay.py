@@ -1,0 +1,170 @@
+"""Publishing one outbox: read the next rows of the slices one has, publish, wait for Kafka, delete exactly those rows.
+
+A row is deleted after Kafka has acknowledged it; whoever dies in between publishes it again. Version n+1 of an
+aggregate is only written after n has committed, so reading a slice in position order keeps the aggregate's order.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from operator import itemgetter
+from uuid import UUID
+
+import structlog
+from prometheus_client import Counter, Histogram
+
+from services.common.db import Database, LockTimeoutError, Row, TransientError
+from services.common.errors import DomainError
+from services.common.metrics import BUCKETS_SECONDS
+from services.common.outbox import Alarm
+from services.common.stream import Message, Publisher, StreamError, UnpublishableError, ensure_topic
+from services.relay.leases import Lease, Leases
+from services.relay.outbox import Outbox
+
+PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX = 0.1, 1.0  # between tries while Kafka or PostgreSQL is away
+LANES = 2  # of slices, each published by itself: while one waits for PostgreSQL, the other encodes
+
+log = structlog.get_logger()
+outbox_published_total = Counter("outbox_published_total", "Events acknowledged by Kafka", ["outbox"])
+outbox_publish_delay_seconds = Histogram(
+    "outbox_publish_delay_seconds",
+    "From the event's time to Kafka's acknowledgement",
+    ["outbox"],
+    buckets=BUCKETS_SECONDS,
+)
+outbox_parked_total = Counter("outbox_parked_total", "Rows this relay has parked", ["outbox"])
+relay_failures_total = Counter("relay_failures_total", "Sessions that failed, by the part that did", ["outbox", "part"])
+
+
+class Relay:
+    """Publishes what it holds the lease of. Woken by `alarm`; after work it polls by itself for a while."""
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        database: Database,
+        leases: Leases,
+        alarm: Alarm,
+        *,
+        kafka_url: str,
+        client_id: str,
+        rows_per_slice: int,
+        poll_seconds_min: float,
+        poll_seconds_max: float,
+    ) -> None:
+        self._outbox = outbox
+        self._database = database
+        self._leases = leases
+        self._lease: Lease = leases.add(outbox, alarm)
+        self._alarm = alarm
+        self._kafka_url, self._client_id = kafka_url, client_id
+        self._rows_per_slice = rows_per_slice
+        self._poll_seconds_min, self._poll_seconds_max = poll_seconds_min, poll_seconds_max
+
+    async def run(self) -> None:
+        """Until cancelled. Any failure ends a session, and its lease; the next begins with a new producer."""
+        pause = PAUSE_SECONDS_MIN
+        while True:
+            try:
+                await ensure_topic(self._kafka_url, self._outbox.topic)
+                async with Publisher(self._kafka_url, client_id=self._client_id) as publisher:
+                    pause = PAUSE_SECONDS_MIN
+                    self._leases.want(self._lease, True)
+                    async with asyncio.TaskGroup() as lanes:
+                        for lane in range(LANES):
+                            lanes.create_task(self._publish_lane(publisher, lane))
+            except Exception as failed:  # of this outbox, whatever it is: the others go on
+                error = failed.exceptions[0] if isinstance(failed, ExceptionGroup) else failed
+                part = _part_of(error)
+                relay_failures_total.labels(self._outbox.name, part).inc()
+                log.warning(
+                    "relay.interrupted",
+                    outbox=self._outbox.name,
+                    part=part,
+                    error=str(error),
+                    exc_info=error if part == "unforeseen" else None,
+                )
+                self._leases.want(self._lease, False)
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, PAUSE_SECONDS_MAX)
+
+    async def _publish_lane(self, publisher: Publisher, lane: int) -> None:
+        """Publish the slices of `lane` until something fails."""
+        pause: float | None = self._poll_seconds_min
+        while True:
+            if await self._publish_once(publisher, lane) or await self._alarm.wait(pause):
+                pause = self._poll_seconds_min
+            elif pause is not None:  # and later whoever looks at all outboxes rings
+                pause = pause * 2 if pause * 2 < self._poll_seconds_max else None
+
+    async def _publish_once(self, publisher: Publisher, lane: int) -> int:
+        """The next rows of every slice are on Kafka and gone from the outbox, or parked; gives how many."""
+        slices = [number for number in self._lease.slices() if number % LANES == lane]
+        if not slices:
+            return 0
+        self._lease.under_way |= set(slices)
+        try:
+            rows = await self._database.rows(self._outbox.read, slices=slices, rows=self._rows_per_slice)
+            rows.sort(key=itemgetter("position"))  # no plan promises an order across its joins
+            sendable, unsendable = self._sorted_out(rows)
+            if sendable:
+                await self._publish(publisher, sendable)
+            if unsendable:
+                await self._park(unsendable)  # last: what stands before them is gone
+        finally:
+            self._lease.under_way -= set(slices)
+        return len(sendable) + len(unsendable)
+
+    async def _publish(self, publisher: Publisher, sendable: Sequence[tuple[Row, Message]]) -> None:
+        await publisher.publish(self._outbox.topic, [message for _, message in sendable])
+        published_at = datetime.now(UTC)
+        await self._database.rows(
+            self._outbox.delete,
+            slices=[row["slice"] for row, _ in sendable],
+            positions=[row["position"] for row, _ in sendable],
+        )
+        outbox_published_total.labels(self._outbox.name).inc(len(sendable))
+        observe = outbox_publish_delay_seconds.labels(self._outbox.name).observe
+        for row, _ in sendable:
+            observe((published_at - row["occurred_at"]).total_seconds())
+
+    def _sorted_out(self, rows: Sequence[Row]) -> tuple[list[tuple[Row, Message]], list[tuple[Row, str]]]:
+        """The messages of `rows`, and the rows to park with their reasons. Nothing overtakes a row that is parked.
+
+        Behind a row that is about to be parked the aggregate's next ones stay: read again, they are seen to wait.
+        """
+        sendable, unsendable = [], []
+        blocked: set[UUID] = set()
+        for row in rows:
+            if row["aggregate_id"] in blocked:
+                continue
+            if row["parked_version"] is not None:
+                unsendable.append((row, f"waits for version {row['parked_version']}"))
+                continue
+            try:
+                sendable.append((row, self._outbox.message(row)))
+            except UnpublishableError as error:
+                blocked.add(row["aggregate_id"])
+                unsendable.append((row, str(error)))
+        return sendable, unsendable
+
+    async def _park(self, unsendable: Sequence[tuple[Row, str]]) -> None:
+        for row in await self._outbox.park(self._database, unsendable):
+            outbox_parked_total.labels(self._outbox.name).inc()
+            log.error(
+                "relay.parked",
+                outbox=self._outbox.name,
+                aggregate_id=str(row["aggregate_id"]),
+                version=row["version"],
+                reason=row["reason"],
+            )
+
+
+def _part_of(error: Exception) -> str:
+    match error:
+        case StreamError():
+            return "kafka"
+        case TransientError() | LockTimeoutError() | DomainError():
+            return "postgres"
+        case _:
+            return "unforeseen"
