@@ -2,7 +2,7 @@
 
 import typer
 
-from services.cli import demo, migrate, partitions, rebuild, seed, tail, token, up, verify
+from services.cli import dead_letters, demo, migrate, partitions, rebuild, seed, tail, token, up, verify
 
 app = typer.Typer(
     name="orders",
@@ -20,3 +20,4 @@ app.command("rebuild")(rebuild.rebuild)
 app.command("partitions")(partitions.partitions)
 app.command("token")(token.token)
 app.command("tail")(tail.tail)
+app.command("dead-letters")(dead_letters.dead_letters)

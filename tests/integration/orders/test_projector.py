@@ -10,8 +10,8 @@ import asyncpg
 import pytest
 
 from services.common import ids
-from services.common.consumer import PoisonError
 from services.common.db import Database
+from services.common.handle import PoisonError
 from services.common.stream import Message, Received, ensure_topic
 from services.orders import projections
 from tests.conftest import AsRole
@@ -49,7 +49,7 @@ def group(kafka_url: str, topic: str, database: Database) -> Group:
 def as_received(*messages: Message) -> list[Received]:
     """As they come in one partition."""
     return [
-        Received(0, offset, message.key, message.value, dict(message.headers), 0)
+        Received(0, offset, message.key, message.value or b"", dict(message.headers), 0)
         for offset, message in enumerate(messages)
     ]
 
