@@ -102,10 +102,8 @@ RETURNING 1
         """
         return [verdict for verdict, _ in await self._judged(connection, topic, arrivals)]
 
-    async def judge_changes(
-        self, connection: WriteConnection, topic: str, messages: Sequence[Received]
-    ) -> list[Received]:
-        """Those of `messages` to apply, for a consumer to whom each version says only what changed; the rest is stale.
+    async def judge_changes(self, connection: WriteConnection, topic: str, messages: Sequence[Received]) -> list[bool]:
+        """Which of `messages` to apply, for a consumer to whom each version says only what changed; the rest is stale.
 
         Otherwise as `judge`. PoisonError; GapError when one is not the next version of its key: let it out of the
         transaction, so that the consumer fills the gaps and hands all of it over again.
@@ -119,7 +117,7 @@ RETURNING 1
         ]
         if gaps:
             raise GapError(gaps)
-        return [message for message, (verdict, _) in zip(messages, judged, strict=True) if verdict is Verdict.NEXT]
+        return [verdict is Verdict.NEXT for verdict, _ in judged]
 
     async def _judged(
         self, connection: WriteConnection, topic: str, arrivals: Sequence[Arrival]

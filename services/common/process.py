@@ -17,6 +17,7 @@ async def until_stopped(work: Coroutine[Any, Any, None]) -> None:
     Work that ends has failed in a way nobody foresaw: the process is to end, so that it is seen and started again. A
     process whose event loop is blocked ends too, with the stacks of its threads on stderr and exit code 1.
     """
+    faulthandler.dump_traceback_later(BLOCKED_SECONDS, exit=True)  # before the work, which may block from its start
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

@@ -9,6 +9,8 @@ from urllib.parse import quote_plus
 import httpx
 from pydantic import BaseModel, Field, ValidationError
 
+from services.common.settings import ClientSettings
+
 EARLY_SECONDS: Final = 30.0  # before its end: a request under way and a clock that differs
 LIFETIME_SECONDS: Final = 60.0  # of a token whose issuer does not say: short, so that a wrong guess does not last
 TIMEOUT_SECONDS: Final = 5.0
@@ -48,6 +50,12 @@ class ServiceToken:
         self._monotonic = monotonic
         self._token, self._until = "", float("-inf")
         self._asking = asyncio.Lock()  # one request, however many want a token
+
+    @classmethod
+    def of(cls, settings: ClientSettings, *, scope: str) -> "ServiceToken":
+        """That of the process with these settings."""
+        secret = settings.client_secret.get_secret_value()
+        return cls(settings.issuer_url, client_id=settings.client_id, client_secret=secret, scope=scope)
 
     async def authorization(self) -> str:
         """The value of an `Authorization` header. TokenError. Asks the issuer only when the last token ends soon."""
