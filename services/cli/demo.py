@@ -1,8 +1,10 @@
-"""`orders demo`: a product, its stock, one real order of it from placing to delivery, and what consumers see of it."""
+"""`orders demo`: a product, its stock, one real order of it from placing to delivery, and what others see of it."""
 
 import asyncio
+import contextlib
 import secrets
 import uuid
+from datetime import datetime
 from typing import Any
 
 import httpx
@@ -10,6 +12,7 @@ from rich.console import Console
 
 from services.cli.token import minted
 from services.cli.up import prepare, run
+from services.cli.watch import events
 from services.common import clock, ids, log
 from services.common.stream import Received, ensure_topic, reading
 from services.contracts.envelope import ORDERS_TOPIC
@@ -21,11 +24,13 @@ STEPS = 3  # placed, shipped, delivered
 COMES_WITHIN_SECONDS = 15.0  # an event, from its commit to whoever waits for it
 LOOK_SECONDS = 0.05
 
+Watched = tuple[dict[str, Any], datetime]  # an event, and when it came
+
 console = Console()
 
 
 def demo() -> None:
-    """Start everything, offer a product, take an order of it to `delivered`, follow it on Kafka, stop everything."""
+    """Start everything, offer a product, take an order to `delivered`, follow it on Kafka and WebSocket, stop."""
     log.configure("orders-demo", "WARNING")
     run(_demo(StackSettings()))
 
@@ -36,9 +41,11 @@ async def _demo(settings: StackSettings) -> None:
             console.print(f"Everything runs: orders at {stack.endpoints['orders']}")
             await ensure_topic(stack.addresses.kafka, ORDERS_TOPIC)
             async with reading(stack.addresses.kafka, ORDERS_TOPIC, from_beginning=True) as messages:
-                order = await _take_an_order(stack, await _offer_a_product(stack))
+                product = await _offer_a_product(stack)
+                order, watched = await _take_an_order(stack, product)
                 received = await asyncio.wait_for(_events_of(order["order_id"], messages), COMES_WITHIN_SECONDS)
             _print_timeline(order, received)
+            _print_watched(order, watched)
         console.print("Everything has stopped.")
 
 
@@ -62,8 +69,8 @@ async def _offer_a_product(stack: Stack) -> str:
     return product
 
 
-async def _take_an_order(stack: Stack, product: str) -> dict[str, Any]:
-    """The order as delivered."""
+async def _take_an_order(stack: Stack, product: str) -> tuple[dict[str, Any], list[Watched]]:
+    """The order as delivered, and what its buyer saw of it meanwhile."""
     buyer = minted(stack.settings, sub=str(uuid.uuid4()), scope="orders:read orders:write", hours=1)
     staff = minted(stack.settings, sub=str(uuid.uuid4()), scope="orders:fulfil", hours=1)
     async with httpx.AsyncClient(base_url=str(stack.endpoints["orders"])) as client:
@@ -74,12 +81,24 @@ async def _take_an_order(stack: Stack, product: str) -> dict[str, Any]:
             {"currency": "USD", "items": [{"product_id": product, "quantity": 2}]},
         )
         console.print(f"Placed    {order['order_id']}: {order['total_amount']} {order['currency']} (minor units)")
+        following = asyncio.create_task(_watched(str(stack.endpoints["realtime"]), buyer, order["order_id"]))
         path = f"/v1/orders/{order['order_id']}"
         order = await _post(client, f"{path}/ship", staff, {"tracking": "DEMO-1"}, if_match=order["version"])
         console.print(f"Shipped   {order['order_id']}: tracking {order['tracking']}")
         order = await _post(client, f"{path}/deliver", staff, {}, if_match=order["version"])
         console.print(f"Delivered {order['order_id']}")
-        return order
+        return order, await asyncio.wait_for(following, COMES_WITHIN_SECONDS)
+
+
+async def _watched(url: str, token: str, order_id: str) -> list[Watched]:
+    """Every event up to the last step, each with the time when it came."""
+    found: list[Watched] = []
+    async with contextlib.aclosing(events(url, lambda: token, order_id)) as coming:
+        async for event in coming:
+            found.append((event, clock.now()))
+            if len(found) == STEPS:
+                break
+    return found
 
 
 async def _post(
@@ -118,3 +137,12 @@ def _print_timeline(order: dict[str, Any], received: list[Received]) -> None:
     for message in received:
         headers = {name: value.decode() for name, value in message.headers.items()}
         console.print(f"  {headers['ce_time']}  {int(headers['ce_sequence'])}  {headers['ce_type']}", highlight=False)
+
+
+def _print_watched(order: dict[str, Any], watched: list[Watched]) -> None:
+    console.print(f"What its buyer saw of {order['order_id']} (WebSocket)")
+    for event, came_at in watched:
+        after = (came_at - datetime.fromisoformat(event["occurred_at"])).total_seconds()
+        console.print(
+            f"  v{event['version']} {event['type']}, {after * 1000:.0f} ms after it happened", highlight=False
+        )

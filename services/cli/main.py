@@ -2,7 +2,20 @@
 
 import typer
 
-from services.cli import dead_letters, demo, migrate, partitions, rebuild, seed, tail, token, up, verify
+from services.cli import (
+    dead_letters,
+    demo,
+    migrate,
+    partitions,
+    rebuild,
+    republish,
+    seed,
+    tail,
+    token,
+    up,
+    verify,
+    watch,
+)
 
 app = typer.Typer(
     name="orders",
@@ -17,7 +30,9 @@ app.command("migrate")(migrate.migrate)
 app.command("seed")(seed.seed)
 app.command("verify")(verify.verify)
 app.command("rebuild")(rebuild.rebuild)
+app.command("republish")(republish.republish)
 app.command("partitions")(partitions.partitions)
 app.command("token")(token.token)
 app.command("tail")(tail.tail)
 app.command("dead-letters")(dead_letters.dead_letters)
+app.command("watch")(watch.watch)

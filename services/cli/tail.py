@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import orjson
 import typer
@@ -49,7 +49,11 @@ async def _tail(kafka_url: str, *, from_beginning: bool, group: str | None, json
 
 def line(message: Received) -> str:
     """An event in one line for a person."""
-    event = orjson.loads(message.value)
+    return told(orjson.loads(message.value))
+
+
+def told(event: dict[str, Any]) -> str:
+    """The same of an event that was read already."""
     after = event["data"]["after"]
     return (
         f"{event['occurred_at']}  {event['order_id']}  v{event['version']:<3} {event['type']:<18} {after['status']:<10}"

@@ -92,7 +92,7 @@ def _between(gap: Gap, events: Sequence[Message]) -> list[Received]:
     """Every version after gap.after_version and before gap.version, in place of the message that misses them."""
     found = {}
     for event in events:
-        placed = replace(gap.message, key=event.key, value=event.value or b"", headers=dict(event.headers))
+        placed = replace(gap.message, key=event.key, value=event.value, headers=dict(event.headers))
         try:
             found[arrival(placed).version] = placed
         except PoisonError as error:

@@ -11,8 +11,8 @@ from typing import Any, Final
 
 from services.common import clock
 from services.common.stream import (
-    Message,
     Publisher,
+    RawMessage,
     dead_letter_topic,
     delete_before,
     ensure_topic,
@@ -39,7 +39,7 @@ class DeadLetter:
     reason: str
     dead_at: str
     origin: tuple[str, str, str]
-    message: Message
+    message: RawMessage
 
     @property
     def redeliverable(self) -> bool:
@@ -55,7 +55,7 @@ async def send(kafka_url: str, group: str, topic: str, records: Sequence[tuple[A
         await publisher.publish(target, [_dead(group, topic, record, reason) for record, reason in records])
 
 
-def _dead(group: str, topic: str, record: Any, reason: str) -> Message:
+def _dead(group: str, topic: str, record: Any, reason: str) -> RawMessage:
     headers = list(record.headers)
     came_from = dict(zip(_ORIGIN, (topic, str(record.partition), str(record.offset)), strict=True))
     came_from |= {name: value.decode() for name, value in headers if name in _ORIGIN}  # it was redelivered
@@ -68,7 +68,7 @@ def _dead(group: str, topic: str, record: Any, reason: str) -> Message:
     kept = [(name, value) for name, value in headers if name not in told]
     added = [(name, text.encode(errors="backslashreplace")) for name, text in told.items()]
     empty = record.key is None and record.value is None  # which a client of another make may send, and aiokafka not
-    return Message(record.key, b"" if empty else record.value, kept + added)
+    return RawMessage(record.key, b"" if empty else record.value, kept + added)
 
 
 async def dead_letters(kafka_url: str, topic: str | None = None) -> AsyncIterator[DeadLetter]:
@@ -91,7 +91,7 @@ def _read(record: Any) -> DeadLetter:
         reason=headers.get(_REASON, ""),
         dead_at=headers.get(_AT, ""),
         origin=(origin_topic, origin_partition, origin_offset),
-        message=Message(record.key, record.value, list(record.headers)),
+        message=RawMessage(record.key, record.value, list(record.headers)),
     )
 
 
@@ -128,7 +128,7 @@ async def redeliver(kafka_url: str, topic: str | None = None) -> list[DeadLetter
 
 async def redeliver_these(kafka_url: str, letters: Sequence[DeadLetter]) -> list[DeadLetter]:
     """They are with their groups again, in their order, and here still; gives them. StreamError."""
-    targets: dict[str, list[Message]] = {}
+    targets: dict[str, list[RawMessage]] = {}
     for letter in letters:
         targets.setdefault(redelivery_topic(letter.origin[0], letter.group), []).append(letter.message)
     for target, messages in targets.items():

@@ -62,7 +62,10 @@ class AnyOf:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """An operation of the API; `operation` is what its description says beyond what follows from the rest."""
+    """An operation of the API; `operation` is what its description says beyond what follows from the rest.
+
+    Without one it is no operation but a page for people, and not described.
+    """
 
     method: Literal["GET", "POST", "PUT"]
     path: str
@@ -70,7 +73,7 @@ class Route:
     policy: Public | AnyOf
     summary: str
     tag: str
-    operation: openapi.Operation
+    operation: openapi.Operation | None
 
 
 class JsonResponse(Response):
@@ -218,7 +221,7 @@ def build_app(
         title=title,
         description=f"{description}\n\n{OF_DOCS}",
         version="1",
-        operations=[_described(route) for route in routes],
+        operations=[_described(route, route.operation) for route in routes if route.operation is not None],
         scopes=scopes,
         token_url=token_url,
     )
@@ -257,10 +260,10 @@ def _guarded(route: Route, verifier: TokenVerifier) -> Guarded:
     return guarded
 
 
-def _described(route: Route) -> openapi.Described:
+def _described(route: Route, operation: openapi.Operation) -> openapi.Described:
     scopes = None if isinstance(route.policy, Public) else route.policy.scopes
     return openapi.Described(
-        route.method, route.path, route.endpoint.__name__, route.summary, route.tag, scopes, route.operation
+        route.method, route.path, route.endpoint.__name__, route.summary, route.tag, scopes, operation
     )
 
 

@@ -40,12 +40,20 @@ class UnpublishableError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
-    """What goes to a topic; messages of one key keep their order. Only a dead letter may be without key or value."""
+class RawMessage:
+    """Whatever a topic may have, from whoever: as a dead letter keeps it."""
 
     key: bytes | None
     value: bytes | None
     headers: Sequence[tuple[str, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Message(RawMessage):
+    """What we send to a topic; messages of one key keep their order."""
+
+    key: bytes
+    value: bytes
 
 
 class Publisher:
@@ -80,7 +88,7 @@ class Publisher:
             await self._abandon()
         await self._stop()
 
-    async def publish(self, topic: str, messages: Sequence[Message]) -> None:
+    async def publish(self, topic: str, messages: Sequence[RawMessage]) -> None:
         """All of `messages` are on Kafka, in order per key. StreamError when that is not known for all of them."""
         self._unsure = True
         try:
@@ -104,7 +112,13 @@ class Publisher:
         while sending is not None and not sending.done():
             sending.cancel()  # once for itself, and once for each request that it waits for
             await asyncio.wait([sending], timeout=0.1)
-        self._producer._message_accumulator.fail_all(KafkaError("abandoned"))
+        waiting = self._producer._message_accumulator
+        # Those that were about to be sent again, too: when they fail, they are looked for among the pending ones.
+        waiting._pending_batches.update(batch for batches in waiting._batches.values() for batch in batches)
+        abandoned = list(waiting._pending_batches)
+        waiting.fail_all(KafkaError("abandoned"))
+        for batch in abandoned:
+            batch._drain_waiter.exception()  # seen; nobody waits for it, and asyncio would log each
 
     async def _stop(self) -> None:
         try:
@@ -133,7 +147,7 @@ async def ensure_topic(kafka_url: str, topic: str) -> None:
             topic,
             num_partitions=PARTITIONS,
             replication_factor=min(REPLICAS, len(brokers)),
-            topic_configs=_configuration(topic),
+            topic_configs=topic_config(topic),
         )
         response = await admin.create_topics([wanted])
         for _, code, *_rest in response.topic_errors:
@@ -182,14 +196,13 @@ def redelivery_topic(topic: str, group: str) -> str:
     return f"{topic}{_REDELIVERY}{group}"
 
 
-def _configuration(topic: str) -> dict[str, str]:
-    if topic in COMPACTED_TOPICS:
-        return {"cleanup.policy": "compact", "max.message.bytes": str(MESSAGE_BYTES_MAX)}
+def topic_config(topic: str) -> dict[str, str]:
+    """What `topic` is made with beside its partitions and replicas."""
     is_dead, again = topic.endswith(_DEAD_LETTERS), _REDELIVERY in topic
-    return {
-        "retention.ms": str(DEAD_LETTERS_RETENTION_MS if is_dead else RETENTION_MS),
-        "max.message.bytes": str(MESSAGE_BYTES_MAX + (DEAD_LETTER_BYTES_MAX if is_dead or again else 0)),
-    }
+    bytes_max = MESSAGE_BYTES_MAX + (DEAD_LETTER_BYTES_MAX if is_dead or again else 0)
+    retention_ms = DEAD_LETTERS_RETENTION_MS if is_dead else RETENTION_MS
+    kept = {"cleanup.policy": "compact"} if topic in COMPACTED_TOPICS else {"retention.ms": str(retention_ms)}
+    return {"max.message.bytes": str(bytes_max), **kept}
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from services.embedded.addresses import Addresses
 from services.embedded.errors import StackError
 from services.embedded.program import Program, answers
-from services.embedded.settings import CATALOG, HOST, ISSUER, METRICS, ORDERS, StackSettings
+from services.embedded.settings import CATALOG, HOST, ISSUER, METRICS, ORDERS, REALTIME, StackSettings
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,14 @@ PROCESSES = (
         "catalog-api", role="catalog_api", port=CATALOG, metrics=METRICS + 3, ready_path="/readyz", endpoint="catalog"
     ),
     Process("orders-api", role="orders_api", port=ORDERS, metrics=METRICS, ready_path="/readyz", endpoint="orders"),
+    Process(
+        "realtime-gateway",
+        port=REALTIME,
+        metrics=METRICS + 5,
+        ready_path="/readyz",
+        endpoint="realtime",
+        scheme="ws",
+    ),
 )
 
 
@@ -97,6 +105,7 @@ class ProcessPart:
                 "ORDERS_VALKEY_URL": where.valkey,
                 "ORDERS_KAFKA_URL": where.kafka,
                 "ORDERS_ISSUER_URL": where.issuer,
+                "ORDERS_ORDERS_URL": f"http://{HOST}:{self.settings.port(ORDERS)}",
                 "ORDERS_HOST": HOST,
                 "ORDERS_PORT": str(self.port),
                 "ORDERS_METRICS_PORT": str(self.metrics_port),

@@ -10,6 +10,7 @@ import httpx
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped] # it ships no types
 
 from services.cli.openapi import Api
+from tests.contracts import events
 
 Json = dict[str, Any]
 
@@ -68,6 +69,8 @@ class Description:
             body = response.json()
             code = body.get("code", "")
             self.validate(content["schema"], body, where)
+            for event in body["data"] if where == "get_events 200" else ():
+                events.check(event)
             if response.status_code >= 400:
                 self._check_problem(response, {code})
         self.seen.add((operation["operationId"], response.status_code, code))

@@ -181,6 +181,7 @@ def test_parameters_bodies_and_headers_are_those_the_endpoints_read(served: Serv
         parameters = {(p["in"], p["name"]): p for p in operation.get("parameters", [])}
         assert {n for where, n in parameters if where == "path"} == set(re.findall(r"{(\w+)}", path))
         (route,) = [r for r in served.routes if (r.method, r.path) == (method, path)]
+        assert route.operation is not None
         model = route.operation.query
         assert {n for where, n in parameters if where == "query"} == set(model.model_fields if model else ())
         assert {n for where, n in parameters if where == "header"} == READ_HEADERS.get(name, set())
@@ -224,7 +225,7 @@ def examples(node: Any) -> Iterator[tuple[Json, Any]]:
 
 def test_every_body_has_an_example_that_the_endpoint_takes(served: Served) -> None:
     for route in served.routes:
-        if route.operation.body is None:
+        if route.operation is None or route.operation.body is None:
             continue
         schema = served.description.document["components"]["schemas"][route.operation.body.__name__]
         for example in schema["examples"]:

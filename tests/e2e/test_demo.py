@@ -75,7 +75,7 @@ class Home:
     def assert_nothing_is_left(self) -> None:
         """No process, no port, no lock, no record, no endpoints."""
         assert self.processes() == []
-        for offset in (0, 1, 4, 1032, 1079, 1092, 1093, 1100, 1101, 1102, 1103, 1104):
+        for offset in (0, 1, 3, 4, 1032, 1079, 1092, 1093, 1100, 1101, 1102, 1103, 1104, 1105):
             with socket.create_server(("127.0.0.1", self.port_base + offset)):
                 pass
         assert not (self.path / "endpoints.json").exists()
@@ -103,7 +103,8 @@ async def test_the_demo_takes_an_order_to_delivered_twice_and_leaves_nothing_run
         for step in ("Offered", "Stocked", "Placed", "Shipped", "Delivered"):
             assert step in out
         rows = re.findall(r"(\d)\W+(order\.\w+)", out)
-        assert rows == [("1", "order.placed"), ("2", "order.shipped"), ("3", "order.delivered")], out
+        steps = [("1", "order.placed"), ("2", "order.shipped"), ("3", "order.delivered")]
+        assert rows == steps * 2, out  # on Kafka, then over WebSocket
         found = re.search(r"Placed\s+([0-9A-HJKMNP-TV-Z]{26})", out)
         assert found, out
         orders.append(found[1])
@@ -162,18 +163,39 @@ async def _a_product_reaches_kafka(home: Home, endpoints: dict[str, Any]) -> Non
     assert event["data"] == {"product": put.json()}
 
 
+async def _an_order_is_watched_to_its_end(home: Home, endpoints: dict[str, Any], order: dict[str, Any]) -> None:
+    watching = asyncio.create_task(home.orders("watch", order["order_id"], "--json"))
+    code, token, err = await home.orders("token", "--scope", "orders:read orders:read:any orders:fulfil")
+    assert code == 0, err
+    headers = {"Authorization": f"Bearer {token.strip()}"}
+    path = f"/v1/orders/{order['order_id']}"
+    async with httpx.AsyncClient(base_url=endpoints["orders"], headers=headers) as client:
+        cancelled = await client.post(
+            f"{path}/cancel", json={}, headers={"Idempotency-Key": "watched", "If-Match": '"1"'}
+        )
+        assert cancelled.status_code == 200, cancelled.text
+        expected = (await client.get(f"{path}/events")).json()["data"]
+    code, out, err = await watching
+    assert code == 0, err
+    assert [json.loads(line) for line in out.splitlines()] == expected
+
+    code, out, err = await home.orders("watch", "01JD5Q0000E2WXGF4K4Z7D3M5T")
+    assert (code, out) == (1, "")
+    assert err.startswith("not_found: ")
+
+
 async def test_up_serves_what_it_prints_stops_on_sigterm_and_keeps_its_data(home: Home) -> None:
     async with _up(home) as (endpoints, printed):
         base = home.port_base
         assert endpoints["orders"] == f"http://127.0.0.1:{base}"
         assert endpoints["catalog"] == f"http://127.0.0.1:{base + 1}"
+        assert endpoints["realtime"] == f"ws://127.0.0.1:{base + 3}"
         assert endpoints["issuer"] == f"http://127.0.0.1:{base + 4}"
         assert endpoints["valkey"].startswith(f"redis://127.0.0.1:{base + 1079}")
         assert endpoints["kafka"] == f"127.0.0.1:{base + KAFKA}"
         assert endpoints["postgres"].startswith("postgresql://orders_inspect:")
-        assert {"orders-api", "catalog-api", "outbox-relay", "orders-maintenance", "orders-projector"} <= set(
-            endpoints["metrics"]
-        )
+        ours = {"orders-api", "catalog-api", "outbox-relay", "orders-maintenance", "orders-projector"}
+        assert ours | {"realtime-gateway"} <= set(endpoints["metrics"])
         async with httpx.AsyncClient() as client:
             for name, url in endpoints["metrics"].items():
                 assert f'process_info{{process="{name}"}}' in (await client.get(url)).text
@@ -186,6 +208,7 @@ async def test_up_serves_what_it_prints_stops_on_sigterm_and_keeps_its_data(home
             "outbox-relay",
             "orders-maintenance",
             "orders-projector",
+            "realtime-gateway",
             "token-issuer",
         ):
             assert name in running, "a process shows its name in its command line"
@@ -224,6 +247,7 @@ async def test_up_serves_what_it_prints_stops_on_sigterm_and_keeps_its_data(home
         code, out, _ = await home.orders("tail", "--from-beginning", "--json", "--count", "2")
         again_lines = [json.loads(line) for line in out.splitlines()]
         assert {line["event_id"] for line in again_lines} == {line["event_id"] for line in lines}
+        await _an_order_is_watched_to_its_end(home, again, order)
 
 
 @dataclass(frozen=True)
@@ -247,6 +271,7 @@ ALONE = {
         "services.orders.projector", ("orders", "common", "contracts"), "orders_projector", "/metrics", True
     ),
     "outbox-relay": Alone("services.relay.main", ("relay", "common", "contracts"), "outbox_relay", "/metrics", True),
+    "realtime-gateway": Alone("services.realtime.api", ("realtime", "common", "contracts"), None, "/healthz"),
     "token-issuer": Alone(
         "services.embedded.issuer", ("embedded", "common", "contracts"), None, "/.well-known/openid-configuration"
     ),

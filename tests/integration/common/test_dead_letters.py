@@ -10,7 +10,7 @@ import pytest
 from services.common import dead_letters, member, stream
 from services.common.dead_letters import DeadLetter
 from services.common.handle import Handle, PoisonError
-from services.common.stream import MESSAGE_BYTES_MAX, Message, Received
+from services.common.stream import MESSAGE_BYTES_MAX, Message, RawMessage, Received
 from services.embedded.supervisor import Stack
 from tests.consuming import Group, metric
 from tests.faults.waiting import eventually
@@ -52,8 +52,8 @@ async def test_poison_becomes_a_dead_letter_as_it_was_and_its_partition_goes_on(
 ) -> None:
     twice = [("note", b"first"), ("note", b"second"), ("ce_type", b"counted"), ("ce_sequence", b"%020d" % 2)]
     poison = Message(b"one", POISON, twice)
-    keyless = Message(None, b"\xff", [("raw", b"\xff")])
-    empty = Message(b"two", None, [("raw", b"\xff")])
+    keyless = RawMessage(None, b"\xff", [("raw", b"\xff")])
+    empty = RawMessage(b"two", None, [("raw", b"\xff")])
     await publish(group.kafka_url, topic, [*numbered("one", 1), poison, *numbered("one", 3), keyless, empty])
     async with group.member():
         await _settled(group, 5)

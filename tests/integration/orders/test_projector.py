@@ -49,7 +49,7 @@ def group(kafka_url: str, topic: str, database: Database) -> Group:
 def as_received(*messages: Message) -> list[Received]:
     """As they come in one partition."""
     return [
-        Received(0, offset, message.key, message.value or b"", dict(message.headers), 0)
+        Received(0, offset, message.key, message.value, dict(message.headers), 0)
         for offset, message in enumerate(messages)
     ]
 

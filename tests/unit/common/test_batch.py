@@ -15,7 +15,7 @@ def event(key: str, version: int, value: bytes = b"good") -> Message:
 
 
 def came(*events: Message) -> list[Received]:
-    return [Received(0, 100 + n, e.key, e.value or b"", dict(e.headers), 0) for n, e in enumerate(events)]
+    return [Received(0, 100 + n, e.key, e.value, dict(e.headers), 0) for n, e in enumerate(events)]
 
 
 class Changes:

@@ -1,0 +1,1 @@
+"""Events of orders to browsers and other clients, over WebSocket."""

@@ -1,0 +1,69 @@
+"""What is answered and served. `routes` says which path each of these is behind."""
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from fastapi import Request, Response
+
+from services.common.errors import unavailable
+from services.common.follower import Follower
+from services.common.http import JsonResponse
+from services.common.websocket import Close, Connection
+from services.realtime.backlog import Backlog
+from services.realtime.hub import Hub
+from services.realtime.page import HEADERS, PAGE
+from services.realtime.subscriber import Limits, Subscriber
+
+READ: Final = "orders:read"
+
+
+@dataclass(slots=True)
+class Context:
+    """What this process works with."""
+
+    hub: Hub
+    backlog: Backlog
+    follower: Follower
+    limits: Limits
+    sockets_max: int
+    subscribers: set[Subscriber] = field(default_factory=set)
+
+    def admit(self) -> None:
+        """503 `unavailable` while a further WebSocket could miss an event, or would be one too many."""
+        if not self.follower.placed:
+            raise unavailable("Where the stream of events is at is not known yet.")
+        if len(self.subscribers) >= self.sockets_max:
+            raise unavailable("This gateway has as many WebSockets as it takes.")
+
+    async def follow(self, connection: Connection) -> None:
+        """One WebSocket, from its acceptance to its end."""
+        subscriber = Subscriber(connection, self.hub, self.backlog, self.limits)
+        self.subscribers.add(subscriber)
+        try:
+            await subscriber.run()
+        finally:
+            self.subscribers.discard(subscriber)
+
+    def restart(self) -> None:
+        """Every WebSocket is closed (1012): clients come again and say what they have."""
+        for subscriber in self.subscribers:
+            subscriber.end(Close.RESTART, "Connect again, and subscribe after the last versions you have.")
+
+
+async def get_page(_: Request) -> Response:
+    """GET /."""
+    return Response(PAGE, media_type="text/html; charset=utf-8", headers=HEADERS)
+
+
+async def get_health(_: Request) -> Response:
+    """GET /healthz."""
+    return JsonResponse({"status": "ok"})
+
+
+async def get_readiness(request: Request) -> Response:
+    """GET /readyz. 503 until the positions on every partition are known."""
+    at = request.app.state.context
+    assert isinstance(at, Context)  # noqa: S101 # set by the process
+    at.admit()
+    warnings = [] if at.follower.answers else ["kafka does not answer: events come when it does"]
+    return JsonResponse({"status": "ok", "warnings": warnings})

@@ -1,0 +1,25 @@
+"""What realtime-gateway serves: every path, and who may use it."""
+
+from typing import Final
+
+from services.common.http import AnyOf, Public, Route
+from services.common.openapi import UNAVAILABLE, Operation
+from services.common.schemas import HealthAnswer, ReadinessAnswer
+from services.common.websocket import SocketRoute
+from services.realtime.endpoints import READ, Context, get_health, get_page, get_readiness
+from services.realtime.frames import PATH, PROTOCOL
+
+SCOPES: Final = {READ: "follow one's own orders"}
+
+_READY: Final = Operation(ReadinessAnswer, refusals=UNAVAILABLE)
+
+ROUTES: Final = (
+    Route("GET", "/", get_page, Public(), "Follow an order in a browser", "page", None),
+    Route("GET", "/healthz", get_health, Public(), "Is the process alive", "health", Operation(HealthAnswer)),
+    Route("GET", "/readyz", get_readiness, Public(), "Can WebSockets be served", "health", _READY),
+)
+
+
+def sockets(at: Context) -> tuple[SocketRoute, ...]:
+    """The WebSockets that are served."""
+    return (SocketRoute(PATH, PROTOCOL, at.follow, AnyOf((READ,)), at.admit),)
