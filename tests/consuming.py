@@ -9,7 +9,8 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from prometheus_client import REGISTRY
 
-from services.common.consumer import Consumer, Handle
+from services.common.consumer import STUCK_AFTER_SECONDS, Consumer
+from services.common.handle import Fill, Handle
 from services.common.stream import PARTITIONS
 
 STOP_SECONDS = 15.0  # a test that fails may have left a batch that never ends
@@ -23,16 +24,28 @@ def metric(name: str, **labels: str) -> float:
 class Group:
     """A group of its own, whose members all handle in the same way unless told otherwise."""
 
-    def __init__(self, kafka_url: str, topics: Sequence[str], handle: Handle, *, name: str = "") -> None:
+    def __init__(
+        self, kafka_url: str, topics: Sequence[str], handle: Handle, *, name: str = "", fill: Fill | None = None
+    ) -> None:
         self.name = name or f"test-{secrets.token_hex(4)}"
         self.kafka_url = kafka_url
         self._topics = topics
         self._handle = handle
+        self._fill = fill
 
     @asynccontextmanager
-    async def member(self, handle: Handle | None = None) -> AsyncIterator["asyncio.Task[None]"]:
+    async def member(
+        self, handle: Handle | None = None, *, stuck_after_seconds: float = STUCK_AFTER_SECONDS
+    ) -> AsyncIterator["asyncio.Task[None]"]:
         """A member from here to the end of the block, when it is stopped as SIGTERM stops it."""
-        consumer = Consumer(self.kafka_url, group=self.name, topics=self._topics, handle=handle or self._handle)
+        consumer = Consumer(
+            self.kafka_url,
+            group=self.name,
+            topics=self._topics,
+            handle=handle or self._handle,
+            fill=self._fill,
+            stuck_after_seconds=stuck_after_seconds,
+        )
         task = asyncio.create_task(consumer.run())
         try:
             yield task

@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 
 from services.common import clock, ids
-from services.common.stream import Message, Publisher
+from services.common.stream import Message, Publisher, RawMessage
 from services.contracts import envelope
 from services.contracts.catalog import ProductEventType
 
@@ -60,7 +60,7 @@ def told(
     return Message(product_id.encode(), orjson.dumps(value), list(made.items()))
 
 
-async def publish(kafka_url: str, topic: str, messages: Sequence[Message]) -> None:
+async def publish(kafka_url: str, topic: str, messages: Sequence[RawMessage]) -> None:
     """They are on the topic."""
     async with Publisher(kafka_url, client_id="test") as publisher:
         await publisher.publish(topic, messages)

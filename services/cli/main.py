@@ -2,7 +2,21 @@
 
 import typer
 
-from services.cli import demo, migrate, outbox, partitions, rebuild, republish, seed, tail, token, up, verify, watch
+from services.cli import (
+    dead_letters,
+    demo,
+    migrate,
+    outbox,
+    partitions,
+    rebuild,
+    republish,
+    seed,
+    tail,
+    token,
+    up,
+    verify,
+    watch,
+)
 
 app = typer.Typer(
     name="orders",
@@ -22,4 +36,5 @@ app.command("partitions")(partitions.partitions)
 app.command("outbox")(outbox.outbox)
 app.command("token")(token.token)
 app.command("tail")(tail.tail)
+app.command("dead-letters")(dead_letters.dead_letters)
 app.command("watch")(watch.watch)

@@ -13,8 +13,8 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY
 
-from services.common.consumer import PoisonError
 from services.common.db import Database, Statement, WriteConnection
+from services.common.handle import Gap, GapError, PoisonError
 from services.common.stream import Received
 
 KEY_LENGTH_MAX: Final = 200  # characters: a key has to fit into an index
@@ -100,6 +100,29 @@ RETURNING 1
         then finds them stale. READ COMMITTED is enough, as ON CONFLICT judges the row it has locked (PostgreSQL,
         chapter 13.2.1). One round trip.
         """
+        return [verdict for verdict, _ in await self._judged(connection, topic, arrivals)]
+
+    async def judge_changes(self, connection: WriteConnection, topic: str, messages: Sequence[Received]) -> list[bool]:
+        """Which of `messages` to apply, for a consumer to whom each version says only what changed; the rest is stale.
+
+        Otherwise as `judge`. PoisonError; GapError when one is not the next version of its key: let it out of the
+        transaction, so that the consumer fills the gaps and hands all of it over again.
+        """
+        arrivals = [arrival(message) for message in messages]
+        judged = await self._judged(connection, topic, arrivals)
+        gaps = [
+            Gap(message, arrived.key, last, arrived.version)
+            for message, arrived, (verdict, last) in zip(messages, arrivals, judged, strict=True)
+            if verdict is Verdict.GAP
+        ]
+        if gaps:
+            raise GapError(gaps)
+        return [verdict is Verdict.NEXT for verdict, _ in judged]
+
+    async def _judged(
+        self, connection: WriteConnection, topic: str, arrivals: Sequence[Arrival]
+    ) -> list[tuple[Verdict, int]]:
+        """Each verdict, and the last version before it."""
         newest: dict[str, int] = {}
         for one in arrivals:
             newest[one.key] = max(one.version, newest.get(one.key, 0))
@@ -107,15 +130,15 @@ RETURNING 1
             connection, consumer=self._consumer, topic=topic, keys=list(newest), versions=list(newest.values())
         )
         known: dict[str, int] = {row["key"]: row["last_version"] for row in rows}
-        verdicts = []
+        judged = []
         for one in arrivals:
             last = known.get(one.key, VERSION_MAX)  # a key that was not advanced has nothing new
             if one.version <= last:
-                verdicts.append(Verdict.STALE)
+                judged.append((Verdict.STALE, last))
                 continue
-            verdicts.append(Verdict.NEXT if one.version == last + 1 else Verdict.GAP)
+            judged.append((Verdict.NEXT if one.version == last + 1 else Verdict.GAP, last))
             known[one.key] = one.version
-        return verdicts
+        return judged
 
     async def forget(self, database: Database, *, older_than: datetime) -> int:
         """No row of the table, whoever's, is unchanged since before; gives how many went. A transaction a batch.

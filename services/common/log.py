@@ -2,13 +2,19 @@
 
 import logging
 import sys
-from collections.abc import Mapping
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from types import MappingProxyType
+from typing import Final
 
 import orjson
 import stamina
 import structlog
+
+REPEATED_SECONDS: Final = 10.0
+_LINES_MAX: Final = 1_000  # different lines that are remembered
 
 # What every line of a request carries. One variable set once: binding each by structlog costs several microseconds.
 request_context: ContextVar[Mapping[str, str]] = ContextVar("request_context", default=MappingProxyType({}))
@@ -42,9 +48,38 @@ def configure(process: str, level: str = "INFO") -> None:
             ],
         )
     )
+    handler.addFilter(_Repeated())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING if level == "INFO" else level)
+
+
+class _Repeated(logging.Filter):
+    """A line that a library repeats passes once in REPEATED_SECONDS, and then says how often it was left out.
+
+    aiokafka writes some thirty a second while a broker is away. Our own lines never come here.
+    """
+
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._monotonic = monotonic
+        self._passed: OrderedDict[tuple[str, int, str, str], tuple[float, int]] = OrderedDict()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        line = (record.name, record.levelno, record.getMessage(), repr(error))
+        now = self._monotonic()
+        passed_at, left_out = self._passed.get(line, (float("-inf"), 0))
+        if now - passed_at < REPEATED_SECONDS:
+            self._passed[line] = (passed_at, left_out + 1)
+            return False
+        self._passed[line] = (now, 0)
+        self._passed.move_to_end(line)
+        if len(self._passed) > _LINES_MAX:
+            self._passed.popitem(last=False)
+        if left_out:
+            record.msg, record.args = f"{record.getMessage()} ({left_out} more like this were left out)", ()
+        return True
 
 
 def _merge_request(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:

@@ -1,6 +1,6 @@
 """Settings every process shares, read from the environment (prefix `ORDERS_`) once, at its start."""
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -22,3 +22,15 @@ class ProcessSettings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535, description="port the HTTP server binds, 0 for a free one")
     metrics_port: int = Field(default=0, ge=0, le=65535, description="port for Prometheus, 0 for none")
     log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
+    consumer_stuck_after_seconds: float = Field(
+        default=120.0,
+        gt=0,
+        description="a consumer ends when messages wait and nothing was done for so long: far over the longest batch",
+    )
+
+
+class ClientSettings(ProcessSettings):
+    """What a process is told besides that calls others' APIs in its own name (OAuth 2.0, client credentials)."""
+
+    client_id: str = Field(default="", description="its client at the issuer")
+    client_secret: SecretStr = Field(default=SecretStr(""), description="the secret of that client")

@@ -8,8 +8,8 @@ from uuid import UUID
 import orjson
 
 from services.common import ids
-from services.common.consumer import PoisonError
 from services.common.db import Database
+from services.common.handle import PoisonError
 from services.common.inbox import Arrival, Inbox, Verdict, arrival
 from services.common.money import PRICE_MAX
 from services.common.stream import Received

@@ -10,8 +10,8 @@ import asyncpg
 import pytest
 
 from services.common import stream
-from services.common.consumer import PoisonError
 from services.common.db import Database
+from services.common.handle import PoisonError
 from services.common.inbox import Inbox, Verdict, arrival
 from services.common.stream import Message, Received
 from tests.consuming import Group

@@ -14,7 +14,7 @@ from services.common.stream import MESSAGE_BYTES_MAX, Received
 from services.embedded.supervisor import Stack
 from tests.consuming import Group, metric
 from tests.faults.waiting import eventually
-from tests.integration.common.conftest import POISON, Ledger, numbered
+from tests.integration.common.conftest import Ledger, numbered
 from tests.integration.relay.conftest import kafka_beside
 from tests.product_events import publish
 
@@ -162,47 +162,6 @@ async def test_who_fails_for_longer_than_the_session_stays_in_the_group(
     assert not failed & taken, "a member that only waits has lost its partitions"
     for key in KEYS:
         assert await ledger.versions(key) == list(range(1, version + 1))
-
-
-async def test_poison_stops_its_partition_and_no_other_and_is_met_again_after_a_restart(
-    group: Group, topic: str, ledger: Ledger
-) -> None:
-    others = [one for key in KEYS for one in numbered(key, 1)]
-    bad = numbered("one", 3, value=POISON)
-    await publish(group.kafka_url, topic, [*numbered("one", 1, 2), *bad, *numbered("one", 4), *others])
-
-    async def stopped() -> bool:
-        return metric("consumer_stopped_partitions", topic=topic) == 1
-
-    async def lag_is_what_waits() -> bool:
-        behind_it = [key for key in KEYS if not await ledger.versions(key)]
-        return metric("consumer_lag_messages", topic=topic) == 2 + len(behind_it)
-
-    for life in (1, 2):
-        async with group.member():
-            await eventually(stopped, "the partition is stopped")
-            if life == 1:
-                await eventually(lag_is_what_waits, "the poison and what stands behind it are told")
-            await publish(group.kafka_url, topic, [one for key in KEYS for one in numbered(key, 1 + life)])
-
-            async def elsewhere(life: int = life) -> bool:
-                seen = [await ledger.versions(key) for key in KEYS]
-                return sum(versions == list(range(1, 2 + life)) for versions in seen) >= len(KEYS) / 2
-
-            await eventually(elsewhere, "the other partitions go on")
-            assert await ledger.versions("one") == [1, 2]
-        assert metric("consumer_messages_total", topic=topic, outcome="poison") == life
-        assert metric("consumer_stopped_partitions", topic=topic) == 0, "nobody has it any more"
-
-    async def understands(topic: str, messages: Sequence[Received]) -> Mapping[str, int]:
-        cured = [Received(m.partition, m.offset, m.key, b"{}", m.headers, m.timestamp_ms) for m in messages]
-        return await ledger.handle(topic, cured)
-
-    async with group.member(understands):  # the release that knows what it is
-        await _committed(group, 4 + 3 * len(KEYS))
-    assert await ledger.versions("one") == [1, 2, 3, 4]
-    for key in KEYS:
-        assert await ledger.versions(key) == [1, 2, 3], "what came behind the poison in its partition was lost"
 
 
 async def test_members_come_and_go_and_nothing_is_lost_or_overtaken(group: Group, topic: str, ledger: Ledger) -> None:

@@ -10,8 +10,8 @@ import asyncpg
 import pytest
 
 from services.common import ids
-from services.common.consumer import PoisonError
 from services.common.db import Database
+from services.common.handle import PoisonError
 from services.common.stream import Message, Received, ensure_topic
 from services.orders import projections
 from tests.conftest import AsRole

@@ -2,7 +2,7 @@
 
 import pytest
 
-from services.common.consumer import PoisonError
+from services.common.handle import PoisonError
 from services.common.inbox import VERSION_MAX, Arrival, arrival
 from services.common.stream import Received
 

@@ -1,0 +1,204 @@
+"""One stay of a process in a consumer group: fetch, settle, commit. See consumer.py for what it promises."""
+
+import asyncio
+import time
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, Final, TypeVar
+
+import structlog
+from aiokafka import ConsumerRebalanceListener, TopicPartition
+from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
+from prometheus_client import Counter, Gauge
+
+from services.common import dead_letters
+from services.common.batch import Settled, settle
+from services.common.db import LockTimeoutError, TransientError
+from services.common.errors import DomainError
+from services.common.handle import Fill, Handle
+from services.common.progress import Progress
+from services.common.stream import StreamError, received
+
+BATCH_MESSAGES_MAX: Final = 500  # of one transaction: some milliseconds of row locks
+POLL_MS: Final = 500  # how long to wait for messages when there are none
+COMMIT_TIMEOUT_SECONDS: Final = 5.0  # aiokafka tries a commit for ever while the broker is away
+PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX = 0.1, 2.0  # between tries of one partition
+
+T = TypeVar("T")
+log = structlog.get_logger()
+consumer_messages_total = Counter(
+    "consumer_messages_total", "Messages whose transaction has committed, or dead letters", ["topic", "outcome"]
+)
+consumer_failures_total = Counter("consumer_failures_total", "What failed and is tried again, by part", ["part"])
+consumer_applied_age_seconds = Gauge(
+    "consumer_applied_age_seconds", "How old the message last applied was when it was committed", ["topic"]
+)
+
+
+class Member(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no types
+    """One stay in the group. A rebalance waits for the batch under way, and ends what was fetched before it.
+
+    `topics` are those it reads, each with the topic that its messages are of: another one when they are redelivered.
+    """
+
+    def __init__(
+        self,
+        kafka: Any,
+        kafka_url: str,
+        group: str,
+        topics: Mapping[str, str],
+        handle: Handle,
+        fill: Fill | None,
+        progress: Progress,
+    ) -> None:
+        self._kafka = kafka
+        self._kafka_url = kafka_url
+        self._group = group
+        self._topics = topics
+        self._handle = handle
+        self._fill = fill
+        self._progress = progress
+        self._batch = asyncio.Lock()
+        self._assignment = 0  # counts rebalances
+        self._again: dict[TopicPartition, tuple[float, float]] = {}  # failed: when it is due, and the pause before
+
+    def forget(self) -> None:
+        """It has no partitions, so there is nothing to tell of them."""
+        self._again.clear()
+        self._progress.forget()
+
+    async def on_partitions_revoked(self, revoked: object) -> None:  # noqa: ARG002 # aiokafka's signature
+        """The batch under way has been committed; what else was fetched is fetched again by whoever gets it."""
+        async with self._batch:
+            self._assignment += 1
+            self.forget()
+
+    def on_partitions_assigned(self, assigned: object) -> None:  # noqa: ARG002 # the same
+        """They begin at what was committed last."""
+        self._progress.joined()
+
+    async def run(self) -> None:
+        """Until cancelled, which waits for the batch under way. StreamError when Kafka fails."""
+        while True:
+            with stream_errors():
+                fetched = await self._kafka.getmany(timeout_ms=self._due(), max_records=BATCH_MESSAGES_MAX)
+            assignment = self._assignment
+            for partition, records in fetched.items():
+                self._progress.fetched(partition, received(records[0]))
+            for partition, records in fetched.items():
+                await _whole(self._one_batch(assignment, partition, records))
+
+    def _due(self) -> int:
+        """Partitions that failed and whose time has come are fetched again; gives the ms until the next one's has."""
+        now, next_in = time.monotonic(), POLL_MS / 1000
+        for partition, (at, _) in self._again.items():
+            if at > now:
+                next_in = min(next_in, at - now)
+            else:
+                self._kafka.resume(partition)
+        return int(next_in * 1000) + 1
+
+    async def _one_batch(self, assignment: int, partition: TopicPartition, records: Sequence[Any]) -> None:
+        """`records` are settled and their offsets committed, as far as they can be; the others are fetched again."""
+        async with self._batch:
+            if assignment != self._assignment:
+                return  # fetched before a rebalance: whoever has the partition now begins at the last commit
+            topic = self._topics[partition.topic]
+            messages = [received(record) for record in records]
+            try:
+                settled = await settle(topic, messages, self._handle, self._fill)
+            except (TransientError, LockTimeoutError, DomainError) as error:
+                if isinstance(error, DomainError) and error.status != 503:
+                    raise
+                self._try_again(partition, messages[0].offset, "postgres", repr(error))
+                return
+            done = [record for record in records if record.offset < settled.next_offset]
+            self._count(partition.topic, settled)
+            if settled.poison:
+                await self._bury(topic, partition, done, settled.poison)
+            if done:
+                age = datetime.now(UTC).timestamp() - done[-1].timestamp / 1000
+                consumer_applied_age_seconds.labels(partition.topic).set(max(0.0, age))
+                await self._commit(partition, settled.next_offset)
+                self._progress.settled(partition, received(done[-1]))
+            if settled.waits is None:
+                self._again.pop(partition, None)
+                self._progress.waiting.discard(partition)
+            else:
+                self._try_again(partition, settled.next_offset, "gap", settled.waits)
+
+    def _count(self, topic: str, settled: Settled) -> None:
+        for outcome, count in settled.outcomes.items():
+            consumer_messages_total.labels(topic, outcome).inc(count)
+
+    async def _bury(
+        self, topic: str, partition: TopicPartition, records: Sequence[Any], poison: Mapping[int, str]
+    ) -> None:
+        """The poison among `records` is in the dead-letter topic, acknowledged. After the others' transaction: who
+        fails there would otherwise bury it at every try."""
+        dead = [(record, poison[record.offset]) for record in records if record.offset in poison]
+        await dead_letters.send(self._kafka_url, self._group, topic, dead)
+        consumer_messages_total.labels(partition.topic, "dead_letter").inc(len(dead))
+        for record, reason in dead:
+            log.error(
+                "consumer.dead_letter",
+                topic=partition.topic,
+                partition=partition.partition,
+                offset=record.offset,
+                reason=reason,
+            )
+
+    def _try_again(self, partition: TopicPartition, offset: int, part: str, error: str) -> None:
+        """It is fetched from `offset` on after a pause; the others go on meanwhile."""
+        _, pause = self._again.get(partition, (0.0, PAUSE_SECONDS_MIN / 2))
+        pause = min(pause * 2, PAUSE_SECONDS_MAX)
+        self._again[partition] = (time.monotonic() + pause, pause)
+        self._progress.waiting.add(partition)
+        self._progress.settled(partition, None)
+        self._kafka.seek(partition, offset)
+        self._kafka.pause(partition)
+        consumer_failures_total.labels(part).inc()
+        log.warning(
+            "consumer.interrupted",
+            part=part,
+            topic=partition.topic,
+            partition=partition.partition,
+            offset=offset,
+            error=error,
+        )
+
+    async def _commit(self, partition: TopicPartition, offset: int) -> None:
+        with stream_errors():
+            try:
+                async with asyncio.timeout(COMMIT_TIMEOUT_SECONDS):
+                    await self._kafka.commit({partition: offset})
+            except (CommitFailedError, IllegalStateError) as error:
+                # Another has the partition now, and does this work again, which changes nothing.
+                consumer_failures_total.labels("commit").inc()
+                log.warning("consumer.commit_refused", partition=partition.partition, offset=offset, error=repr(error))
+
+
+@contextmanager
+def stream_errors() -> Iterator[None]:
+    """Kafka's errors as StreamError."""
+    try:
+        yield
+    except (KafkaError, OSError, TimeoutError) as error:
+        raise StreamError(repr(error)) from error
+
+
+async def _whole(work: Coroutine[Any, Any, T]) -> T:
+    """What `work` gives. A cancellation waits for its end, so that none comes between a transaction and its offsets."""
+    task = asyncio.create_task(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        if not task.cancelled() and (failure := task.exception()):
+            log.warning("consumer.batch_failed_at_the_end", error=repr(failure))
+        raise cancelled
+    return task.result()

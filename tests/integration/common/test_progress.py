@@ -1,0 +1,76 @@
+"""A member ends when messages wait and nothing happens, and for no other reason; lag and age tell what waits."""
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+
+import pytest
+from aiokafka import AIOKafkaConsumer
+
+from services.common.db import TransientError
+from services.common.progress import NoProgressError
+from services.common.stream import Received
+from tests.consuming import Group, metric
+from tests.faults.waiting import eventually
+from tests.integration.common.conftest import Ledger, numbered
+from tests.product_events import publish
+
+STUCK_AFTER_SECONDS = 2.0
+
+
+async def test_a_handler_that_never_comes_back_ends_the_member(group: Group, topic: str) -> None:
+    async def never(topic: str, messages: Sequence[Received]) -> Mapping[str, int]:  # noqa: ARG001 # a handler's
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    await publish(group.kafka_url, topic, numbered("one", 1, 2))
+    with pytest.raises(NoProgressError, match="2 messages wait in partition"):
+        async with group.member(never, stuck_after_seconds=STUCK_AFTER_SECONDS) as running:
+            await asyncio.wait([running], timeout=30)
+
+
+async def test_a_client_that_brings_nothing_ends_the_member(
+    group: Group, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nothing(_: AIOKafkaConsumer, **options: int) -> dict[object, object]:
+        await asyncio.sleep(options["timeout_ms"] / 1000)
+        return {}
+
+    monkeypatch.setattr(AIOKafkaConsumer, "getmany", nothing)
+    await publish(group.kafka_url, topic, numbered("one", 1))
+    with pytest.raises(NoProgressError, match="1 messages wait in partition"):
+        async with group.member(stuck_after_seconds=STUCK_AFTER_SECONDS) as running:
+            await asyncio.wait([running], timeout=30)
+
+
+async def test_a_partition_that_is_tried_again_and_an_idle_member_are_no_reason_to_end(
+    group: Group, topic: str, ledger: Ledger
+) -> None:
+    well = False
+
+    async def failing(topic: str, messages: Sequence[Received]) -> Mapping[str, int]:
+        if not well:
+            raise TransientError("connection")
+        return await ledger.handle(topic, messages)
+
+    before_ms = time.time()
+    await publish(group.kafka_url, topic, numbered("one", 1, 2))
+    async with group.member(failing, stuck_after_seconds=STUCK_AFTER_SECONDS) as running:
+
+        async def old() -> bool:
+            return metric("consumer_oldest_age_seconds", topic=topic) > 2 * STUCK_AFTER_SECONDS
+
+        await eventually(old, "it has waited for longer than a stuck member may")
+        assert metric("consumer_oldest_age_seconds", topic=topic) <= time.time() - before_ms + 1
+        assert metric("consumer_lag_messages", topic=topic) == 2
+        assert metric("consumer_waiting_partitions", topic=topic) == 1
+        well = True
+
+        async def nothing_waits() -> bool:
+            told = ("consumer_lag_messages", "consumer_oldest_age_seconds", "consumer_waiting_partitions")
+            return [metric(name, topic=topic) for name in told] == [0, 0, 0]
+
+        await eventually(nothing_waits, "all is applied")
+        assert await ledger.versions("one") == [1, 2]
+        await asyncio.wait([running], timeout=2 * STUCK_AFTER_SECONDS)  # the time that passes is what is tested
+        assert not running.done()
