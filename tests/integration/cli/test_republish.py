@@ -219,7 +219,7 @@ async def test_when_kafka_dies_in_between_it_says_what_was_acknowledged_and_is_r
                     await republish.run(database_url, url, result, within=ALWAYS, progress=freeze)
             finally:
                 own.send_signal("kafka", signal.SIGCONT)
-            assert (result.events, result.orders) == (6, 2)
+            assert 6 <= result.events < 20  # what was on its way may have been acknowledged yet
             gc.collect()
             told = [
                 record for record in caplog.records if record.name == "asyncio" and "abandoned" in str(record.exc_info)
@@ -233,7 +233,7 @@ async def test_when_kafka_dies_in_between_it_says_what_was_acknowledged_and_is_r
                     return anew.versions(order_id)[-4:] == [1, 2, 3, 4]
 
                 await eventually(whole, f"all of {order['order_id']}")
-            assert sum(len(records) for records in anew.seen.values()) >= 6 + 20
+            assert sum(len(records) for records in anew.seen.values()) >= result.events + 20
 
 
 async def test_an_event_that_cannot_go_leaves_its_order_and_no_other(

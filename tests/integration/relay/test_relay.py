@@ -187,6 +187,7 @@ async def test_what_is_parked_stays_so_over_a_restart_and_goes_out_in_order_once
     async with relaying(settings):
         witness = await _delivered(shop)
         await topic.of(witness["order_id"], 3)
+        await eventually(lambda: _empty(owner), "published rows are deleted")
         assert await _parked(owner, 4)
         assert topic.versions(order["order_id"]) == []
     async with connected(database_url) as database:
