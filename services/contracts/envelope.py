@@ -6,6 +6,8 @@ ORDERS_TOPIC: Final = "orders.events.v1"
 ORDERS_SOURCE: Final = "/orders"
 CATALOG_TOPIC: Final = "catalog.events.v1"
 CATALOG_SOURCE: Final = "/catalog"
+PAYMENTS_TOPIC: Final = "payments.events.v1"
+PAYMENTS_SOURCE: Final = "/payments"
 # Each event of these carries all of its subject: the newest of a key is kept for ever, and a new consumer begins there.
 COMPACTED_TOPICS: Final = frozenset({CATALOG_TOPIC})
 CONTENT_TYPE: Final = "application/json"

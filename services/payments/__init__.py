@@ -1,0 +1,1 @@
+"""Payments: authorisations, captures, voids and refunds of orders, at a payment provider."""
