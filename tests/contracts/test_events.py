@@ -105,6 +105,15 @@ def test_the_examples_of_an_order_fold_and_a_products_is_read() -> None:
     assert product_of(example(schemas()["product.changed.v1"])).version == 2
 
 
+def test_the_examples_of_a_paid_order_fold() -> None:
+    order = None
+    paid = ("placed", "payment_authorized", "confirmed", "shipped", "payment_captured", "delivered", "refunded")
+    for version, type_ in enumerate(paid, start=1):
+        order = apply(order, Event(**{**example(schemas()[f"order.{type_}.v1"]), "version": version}))
+    assert order is not None
+    assert (order.payment_status, order.captured_amount, order.refunded_amount) == ("partially_refunded", 6497, 2165)
+
+
 def test_no_consumer_of_the_released_schemas_is_broken() -> None:
     released = load_all(RELEASED)
     assert released
