@@ -75,7 +75,7 @@ class Home:
     def assert_nothing_is_left(self) -> None:
         """No process, no port, no lock, no record, no endpoints."""
         assert self.processes() == []
-        for offset in (0, 1, 3, 4, 1032, 1079, 1092, 1093, 1100, 1101, 1102, 1103, 1104, 1105):
+        for offset in (0, 1, 3, 4, 5, 1032, 1079, 1092, 1093, 1100, 1101, 1102, 1103, 1104, 1105):
             with socket.create_server(("127.0.0.1", self.port_base + offset)):
                 pass
         assert not (self.path / "endpoints.json").exists()
@@ -191,6 +191,7 @@ async def test_up_serves_what_it_prints_stops_on_sigterm_and_keeps_its_data(home
         assert endpoints["catalog"] == f"http://127.0.0.1:{base + 1}"
         assert endpoints["realtime"] == f"ws://127.0.0.1:{base + 3}"
         assert endpoints["issuer"] == f"http://127.0.0.1:{base + 4}"
+        assert endpoints["provider"] == f"http://127.0.0.1:{base + 5}"
         assert endpoints["valkey"].startswith(f"redis://127.0.0.1:{base + 1079}")
         assert endpoints["kafka"] == f"127.0.0.1:{base + KAFKA}"
         assert endpoints["postgres"].startswith("postgresql://orders_inspect:")
@@ -210,6 +211,7 @@ async def test_up_serves_what_it_prints_stops_on_sigterm_and_keeps_its_data(home
             "orders-projector",
             "realtime-gateway",
             "token-issuer",
+            "payments-sandbox",
         ):
             assert name in running, "a process shows its name in its command line"
 
@@ -274,6 +276,9 @@ ALONE = {
     "realtime-gateway": Alone("services.realtime.api", ("realtime", "common", "contracts"), None, "/healthz"),
     "token-issuer": Alone(
         "services.embedded.issuer", ("embedded", "common", "contracts"), None, "/.well-known/openid-configuration"
+    ),
+    "payments-sandbox": Alone(
+        "services.embedded.payments_sandbox", ("embedded", "common", "contracts"), None, "/healthz"
     ),
 }
 
