@@ -21,6 +21,7 @@ from services.common import clock, ids
 from services.common.db import WriteConnection
 from services.contracts.orders import EventType
 from services.orders import domain
+from services.orders.domain import PAYMENT_TRANSITIONS, TRANSITIONS, S, Transition
 from services.orders.histories import (
     UNFOLDABLE,
     Progress,
@@ -51,12 +52,16 @@ class Invariant:
 _REBUILD: Final = "Run `orders rebuild`: it recreates the order and its lines from the events."
 _STOCK_REPAIR: Final = "Run `orders rebuild`: it sets stock right by what orders and movements add up to."
 
-_LEGAL_STEPS: Final = ", ".join(
-    f"('{source}', '{row.event}', '{target}')"
-    for row in domain.TRANSITIONS
-    for source in sorted(row.sources)
-    for target in row.targets
-)
+
+def _moves(rows: Iterable[Transition[S]]) -> str:
+    return ", ".join(
+        f"('{source}', '{row.event}', '{target}')"
+        for row in rows
+        for source in sorted(row.sources)
+        for target in row.targets
+    )
+
+
 _LEGAL_STARTS: Final = ", ".join(
     "({}, '{}', '{}')".format(str(method is None).upper(), *domain.starts_as(method)) for method in (None, "pm")
 )
@@ -191,21 +196,25 @@ WHERE (e.first = 1 AND e.last = e.events AND o.version = e.last) IS NOT TRUE
         "legal_transitions",
         "order_events",
         f"""
-SELECT order_id AS id, format('version %s: %s takes it from %s to %s',
-    version, type, coalesce(before, 'nothing'), coalesce(status, 'nothing')) AS detail
+SELECT order_id AS id, format('version %s: %s takes it from %s, %s to %s, %s', version, type,
+    coalesce(before, 'nothing'), coalesce(paid_before, 'nothing'), coalesce(status, 'nothing'),
+    coalesce(payment_status, 'nothing')) AS detail
 FROM (
     SELECT order_id, version, type, status, method, payment_status,
-           lag(status) OVER (PARTITION BY order_id, created_at, shard ORDER BY version) AS before
+           lag(status) OVER one_order AS before, lag(payment_status) OVER one_order AS paid_before
     FROM (
         SELECT order_id, created_at, shard, version, type, data -> 'after' ->> 'status' AS status,
                data -> 'after' ->> 'payment_status' AS payment_status, data -> 'change' ->> 'payment_method' AS method
         FROM orders.order_events
         WHERE created_at >= $1 AND created_at < $2
     ) e
+    WINDOW one_order AS (PARTITION BY order_id, created_at, shard ORDER BY version)
 ) e
-WHERE CASE WHEN before IS NULL
-    THEN type = '{EventType.PLACED}' AND (method IS NULL, status, payment_status) IN ({_LEGAL_STARTS})
-    ELSE (before, type, status) IN ({_LEGAL_STEPS})
+WHERE CASE
+    WHEN before IS NULL
+        THEN type = '{EventType.PLACED}' AND (method IS NULL, status, payment_status) IN ({_LEGAL_STARTS})
+    WHEN payment_status = paid_before AND (before, type, status) IN ({_moves(TRANSITIONS)}) THEN TRUE
+    ELSE status = before AND (paid_before, type, payment_status) IN ({_moves(PAYMENT_TRANSITIONS)})
 END IS NOT TRUE
 """,  # noqa: S608 # what is put in are constants
         "Events are never edited. Find who wrote it by its actor, and set the order right with a further command.",
