@@ -8,7 +8,7 @@ from pathlib import Path
 
 from services.embedded.addresses import Addresses
 from services.embedded.errors import StackError
-from services.embedded.keys import callback_secret
+from services.embedded.keys import DEVELOPMENT_CLIENT, callback_secret, clients
 from services.embedded.program import Program, answers
 from services.embedded.settings import (
     CATALOG,
@@ -29,6 +29,7 @@ class Process:
 
     `port` and `metrics` are offsets, written down rather than counted: a new process must not move another's port.
     `argv` replaces the script of that name. `callbacks`: it signs or verifies what a payment provider calls back with.
+    `client`: it calls other services in its own name.
     """
 
     name: str
@@ -39,19 +40,30 @@ class Process:
     endpoint: str | None = None
     scheme: str = "http"
     callbacks: bool = False
+    client: bool = False
     argv: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     grace_seconds: float = 15
 
 
 # May do more than a process should; who needs one is given it.
-_SECRETS = {"ORDERS_POSTGRES_URL", "ORDERS_ROLE_PASSWORD", "ORDERS_CALLBACK_SECRET"}
+_SECRETS = {"ORDERS_POSTGRES_URL", "ORDERS_ROLE_PASSWORD", "ORDERS_CALLBACK_SECRET", "ORDERS_CLIENT_SECRET"}
 
 # Stopped from the end: first nobody takes orders any more, and the relay has time to publish the last.
 PROCESSES = (
     Process("token-issuer", port=ISSUER, ready_path="/.well-known/openid-configuration", endpoint="issuer"),
     Process("payments-sandbox", port=SANDBOX, ready_path="/healthz", endpoint="provider", callbacks=True),
     Process("outbox-relay", role="outbox_relay", metrics=METRICS + 2),
+    Process(
+        "payments-worker",
+        role="payments_worker",
+        port=PAYMENTS,
+        metrics=METRICS + 6,
+        ready_path="/readyz",
+        endpoint="payments",
+        callbacks=True,
+        client=True,
+    ),
     Process("orders-maintenance", role="orders_maintenance", metrics=METRICS + 1),
     Process("orders-projector", role="orders_projector", metrics=METRICS + 4),
     Process(
@@ -122,6 +134,7 @@ class ProcessPart:
                 "ORDERS_ORDERS_URL": f"http://{HOST}:{settings.port(ORDERS)}",
                 "ORDERS_PROVIDER_URL": settings.provider_url or f"http://{HOST}:{settings.port(SANDBOX)}",
                 **(self._callbacks() if self.process.callbacks else {}),
+                **(self._client() if self.process.client else {}),
                 "ORDERS_HOST": HOST,
                 "ORDERS_PORT": str(self.port),
                 "ORDERS_METRICS_PORT": str(self.metrics_port),
@@ -137,9 +150,16 @@ class ProcessPart:
     def _callbacks(self) -> dict[str, str]:
         given = self.settings.callback_secret
         return {
-            "ORDERS_CALLBACK_URL": f"http://{HOST}:{self.settings.port(PAYMENTS)}/v1/callbacks",
+            "ORDERS_CALLBACK_URL": f"http://{HOST}:{self.settings.port(PAYMENTS)}/callbacks/sandbox",
             "ORDERS_CALLBACK_SECRET": given.get_secret_value() if given else callback_secret(self.settings.home),
         }
+
+    def _client(self) -> dict[str, str]:
+        if self.settings.issuer_url:  # which has clients of its own
+            names = ("ORDERS_CLIENT_ID", "ORDERS_CLIENT_SECRET")
+            return {name: os.environ[name] for name in names if name in os.environ}
+        secret = clients(self.settings.home)[DEVELOPMENT_CLIENT]
+        return {"ORDERS_CLIENT_ID": DEVELOPMENT_CLIENT, "ORDERS_CLIENT_SECRET": secret}
 
     async def _ready(self) -> bool:
         if self.process.ready_path:

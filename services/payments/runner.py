@@ -30,6 +30,8 @@ from services.payments.provider import (
 )
 from services.payments.repository import Claim
 
+CLOSED: Final = "closed"  # of a breaker
+NOT_ASKED: Final = "not_asked"  # the provider is left alone
 PAUSE_SECONDS: Final = 1.0  # while the database is away
 PROVIDER_BUCKETS_SECONDS: Final = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20)
 
@@ -91,8 +93,9 @@ class Runner:
                     continue
 
     async def _claimed(self) -> list[Claim]:
-        free = self._at_once - self._under_way
-        if not free:
+        # While the provider is left alone one step at a time tries whether it is back; the others stay as they are.
+        free = (self._at_once if self._breaker.state == CLOSED else 1) - self._under_way
+        if free < 1:
             return []
         try:
             return await commands.claim(self._database, limit=free, lease_seconds=self._lease_seconds)
@@ -102,11 +105,13 @@ class Runner:
             return []
 
     async def _one(self, claim: Claim) -> None:
+        outcome = ""
         try:
-            await self.settle(claim)
+            outcome = await self.settle(claim)
         finally:
             self._under_way -= 1
-            self.wake()  # a slot is free, and the next step of the order may be due
+            if outcome != NOT_ASKED:
+                self.wake()  # a slot is free, and the next step of the order may be due
 
     async def settle(self, claim: Claim) -> str:
         """The step has been tried once, and what came of it is recorded; gives the outcome, as metrics have it."""
@@ -131,7 +136,7 @@ class Runner:
         except BreakerOpenError as error:
             due = max(again, error.retry_after)
             await commands.unclaim(self._database, claim, due_in_seconds=due, error=str(error))
-            return "not_asked"
+            return NOT_ASKED
         except ProviderError as error:
             log.warning("payments.provider_error", **_told(claim), attempt=claim.attempt, error=str(error))
             await commands.postpone(self._database, claim, due_in_seconds=again, error=str(error) or repr(error))
@@ -194,7 +199,7 @@ class Runner:
             outcome = "refused"
             raise
         except BreakerOpenError:
-            outcome = "not_asked"
+            outcome = NOT_ASKED
             raise
         finally:
             payment_provider_seconds.labels(call, outcome).observe(time.perf_counter() - started)

@@ -24,6 +24,9 @@ class PaymentsSettings(ClientSettings):
     )
     step_poll_seconds: float = Field(default=0.5, gt=0, description="how often due steps are looked for at least")
     provider_deadline_seconds: float = Field(default=10.0, gt=0, description="how long the provider may take to answer")
+    provider_reset_seconds: float = Field(
+        default=10.0, gt=0, description="how long a provider that failed five times in a row is left alone"
+    )
     retry_seconds_min: float = Field(default=0.5, gt=0, description="until a step is tried again, doubling each time")
     retry_seconds_max: float = Field(default=60.0, gt=0, description="the longest of these")
     upkeep_interval_seconds: float = Field(default=3600.0, gt=0, description="how often what is old is deleted")
