@@ -22,6 +22,7 @@ from services.common.db import Database
 from services.common.handle import PoisonError
 from services.common.stream import Message, ensure_topic
 from services.contracts.envelope import PAYMENTS_TOPIC
+from services.contracts.orders import PaymentStatus
 from services.contracts.payments import Payment, PaymentState
 from services.orders import expiry, settlements
 from services.orders.invariants import verify
@@ -31,6 +32,7 @@ from tests.consuming import Group, metric
 from tests.contracts.description import refused
 from tests.contracts.events import check
 from tests.faults.waiting import eventually
+from tests.integration.orders.test_rebuild import stored
 from tests.payment_events import TRACE, as_received, payment, told
 from tests.product_events import publish
 from tests.shop import Shop
@@ -194,6 +196,29 @@ async def test_states_of_a_payment_that_come_in_any_order_and_twice_lead_to_the_
         after = await shown(shop, order)
         assert state(after) == ("confirmed", "partially_refunded", 200, 30)
         assert after["version"] == 1 + len(await events(shop, order))
+    await assert_all_is_well(database_url)
+
+
+async def test_orders_in_every_state_of_their_payment_are_rebuilt_row_by_row(
+    shop: Shop, settle: Settle, owner: Owner, database_url: str
+) -> None:
+    product = await shop.product(price=100, stock=1000)
+    stories: list[tuple[PaymentState, tuple[int, ...]]] = [
+        (FAILED, ()),
+        (AUTHORIZED, ()),
+        (VOIDED, ()),
+        *((AUTHORIZED, (200, *amounts)) for amounts in ((1,), (200,), (200, 1), (200, 200))),
+    ]
+    reached = set()
+    for status, amounts in stories:
+        order = await shop.placed((product, 2), payment_method="pm_card")
+        await settle(payment(order, status, *amounts))
+        reached.add((await shown(shop, order))["payment_status"])
+    assert reached == set(PaymentStatus) - {"on_account", "unpaid"}
+    before = await stored(owner)
+    await owner.execute("TRUNCATE orders.orders, orders.order_items")
+    assert (await rebuild(database_url)).written == len(stories)
+    assert await stored(owner) == before
     await assert_all_is_well(database_url)
 
 
