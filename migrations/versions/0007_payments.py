@@ -6,7 +6,7 @@ Works with the previous release: it neither reads nor writes the new schema.
 from alembic import op
 
 revision = "0007"
-down_revision = "0005"
+down_revision = "0006"
 branch_labels = None
 depends_on = None
 

@@ -13,6 +13,7 @@ from services.common.db import Database
 from services.common.handle import PoisonError
 from services.common.inbox import Inbox, arrival
 from services.common.stream import Received
+from services.contracts.envelope import traceparent_of
 from services.contracts.orders import EventType
 from services.payments import commands, domain
 from services.payments.commands import Asked
@@ -86,8 +87,7 @@ class Intake:
             )
         if step is None:
             return None
-        traceparent = message.headers.get("traceparent")
-        return Asked(arrived.key, step, payment, None if traceparent is None else traceparent.decode("ascii"), at)
+        return Asked(arrived.key, step, payment, traceparent_of(message.headers), at)
 
 
 def _storable(*texts: object) -> None:
