@@ -137,7 +137,7 @@ class ProcessPart:
     def _callbacks(self) -> dict[str, str]:
         given = self.settings.callback_secret
         return {
-            "ORDERS_CALLBACK_URL": f"http://{HOST}:{self.settings.port(PAYMENTS)}/v1/callbacks",
+            "ORDERS_CALLBACK_URL": f"http://{HOST}:{self.settings.port(PAYMENTS)}/callbacks/sandbox",
             "ORDERS_CALLBACK_SECRET": given.get_secret_value() if given else callback_secret(self.settings.home),
         }
 
