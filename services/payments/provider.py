@@ -57,10 +57,10 @@ class StepRefusedError(Exception):
         self.reason = reason
 
 
-class CapturePutOffError(Exception):
-    """The provider captures once only: it has noted the amount, and takes it with the final capture. The step is done.
+class CapturePutOffError(StepRefusedError):
+    """The provider captures once only: it has noted the amount, and takes it with the final capture.
 
-    The payment stands as it stood; the same key is noted once.
+    So nobody has to see to it. The payment stands as it stood; the same key is noted once.
     """
 
 
