@@ -57,10 +57,10 @@ class StepRefusedError(Exception):
         self.reason = reason
 
 
-class CapturePutOffError(StepRefusedError):
+class CapturePutOffError(Exception):
     """The provider captures once only: it has noted the amount, and takes it with the final capture.
 
-    So nobody has to see to it. The payment stands as it stood; the same key is noted once.
+    The step is done, and the payment stands as it stood; the same key is noted once.
     """
 
 
