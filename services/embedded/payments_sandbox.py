@@ -12,11 +12,11 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Self
 
 import structlog
 import uvicorn
-from pydantic import AwareDatetime, Field, SecretStr, TypeAdapter, ValidationError
+from pydantic import AwareDatetime, Field, SecretStr, TypeAdapter, ValidationError, model_validator
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -48,8 +48,16 @@ class SandboxSettings(ProcessSettings):
 
     port: int = Field(default=8005, ge=0, le=65535, description="port the HTTP server binds")
     home: Path = Field(default=Path(".local"), description="directory whose `payments-sandbox/` holds the ledger")
-    callback_url: str = Field(default="", description="where callbacks go; none are made when it is empty")
+    callback_url: str = Field(
+        default="", pattern=r"^(https?://[^\s]+)?$", description="where callbacks go; none are made when it is empty"
+    )
     callback_secret: SecretStr = Field(default=SecretStr(""), description="what callbacks are signed with")
+
+    @model_validator(mode="after")
+    def _signed(self) -> Self:
+        if self.callback_url and not self.callback_secret.get_secret_value():
+            raise ValueError("callback_secret is needed with callback_url: nobody takes an unsigned callback")
+        return self
 
 
 class _Cut(Response):
