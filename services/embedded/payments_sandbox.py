@@ -36,6 +36,7 @@ from services.embedded.steps import STEPS, Authorization
 _BODY_BYTES_MAX: Final = 8 * 1024  # the largest has a few hundred
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 _STOP_SECONDS: Final = 1  # who was left hanging is then cut off
+_IDLE_SECONDS: Final = 75  # over what clients keep idle connections for: who closes first must not be whom they ask
 _CURSOR: Final = re.compile(r"([0-9]{1,15})\.(pay_[0-9a-f]{24})", re.ASCII)
 _TIME: Final = TypeAdapter(AwareDatetime)
 _LIMIT: Final = TypeAdapter(Annotated[int, Field(ge=1, le=PAGE_MAX)])
@@ -166,6 +167,7 @@ def main() -> None:
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=_STOP_SECONDS,
+        timeout_keep_alive=_IDLE_SECONDS,
     )
 
 
