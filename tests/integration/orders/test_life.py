@@ -107,7 +107,7 @@ class Life(RuleBasedStateMachine):
             for price, units in zip(self.prices, stock, strict=True)
         ]
         return multiple(
-            *(self.place_order([(0, 2, None), (1, 1, None), (0, 1, 90)], [5], paid=False) for _ in range(2))
+            *(self.place_order([(0, 2, None), (1, 1, None), (0, 1, 90)], [5], paid) for paid in (False, True))
         )
 
     # --- the buyer and the sales desk
@@ -169,15 +169,18 @@ class Life(RuleBasedStateMachine):
         response = self.wait(self.send(order, command, parts))
         self.judge(order, command, parts, response)
 
-    @rule(order=orders, whole=st.booleans())
-    def go_on(self, order: Modelled, whole: bool) -> None:
-        """The next step of a life, so that many get to their end."""
+    @rule(order=orders, whole=st.booleans(), far=st.booleans())
+    def go_on(self, order: Modelled, whole: bool, far: bool) -> None:
+        """The next step of a life, or all that are left, paid if it is to be, so that many get to their end."""
+        self.catch_up(order, declined=False)
         for command in ("ship", "deliver", "return"):
             if order.allows(command):
                 line = next((line for line, units in order.open(command).items() if units), 0)
                 parts = None if whole or not line else {line: 1}
                 self.judge(order, command, parts, self.wait(self.send(order, command, parts)))
-                return
+                if not far:
+                    return
+        self.catch_up(order, declined=False)
 
     @rule(order=orders, command=st.sampled_from(COMMANDS))
     @precondition(lambda self: any(order.shown["version"] > 1 for order in self.orders))
@@ -223,6 +226,9 @@ class Life(RuleBasedStateMachine):
 
     @rule(order=orders, declined=st.booleans())
     def pay(self, order: Modelled, declined: bool) -> None:
+        self.catch_up(order, declined)
+
+    def catch_up(self, order: Modelled, declined: bool) -> None:
         """The payment tells where it is: declined once for ever, or authorized, captured and refunded as it should."""
         if order.shown["payment_method"] is None:
             return
