@@ -17,7 +17,8 @@ from services.common.db import Database, LockTimeoutError, Row, TransientError
 from services.common.errors import DomainError
 from services.common.metrics import BUCKETS_SECONDS
 from services.common.outbox import Alarm
-from services.common.stream import Message, Publisher, StreamError, UnpublishableError, ensure_topic
+from services.common.publisher import Publisher
+from services.common.stream import Message, StreamError, UnpublishableError, ensure_topic
 from services.relay.leases import Lease, Leases
 from services.relay.outbox import Outbox
 

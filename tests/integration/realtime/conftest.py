@@ -21,8 +21,9 @@ from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
 from services.common import server, stream
+from services.common.publisher import Publisher
 from services.common.server import SocketLimits
-from services.common.stream import Message, Publisher
+from services.common.stream import Message
 from services.contracts import envelope
 from services.orders import api as orders_api
 from services.orders.settings import OrdersSettings

@@ -15,6 +15,7 @@ import pytest
 
 from services.common import ids, stream
 from services.common.outbox import Wake
+from services.common.publisher import Publisher
 from services.contracts.envelope import ORDERS_TOPIC
 from services.embedded.supervisor import Stack
 from services.relay.outboxes import ORDERS, OUTBOXES
@@ -395,14 +396,14 @@ async def test_a_publisher_that_fails_sends_nothing_afterwards(
             stream.Message(b"one", bytes([number]) * 200_000, [("ce_sequence", b"%020d" % number)])
             for number in range(1, 9)
         ]  # of one partition: a batch is in flight, the others queue behind it
-        async with stream.Publisher(kafka_url, client_id="first") as first:
+        async with Publisher(kafka_url, client_id="first") as first:
             await first.publish(ORDERS_TOPIC, [stream.Message(b"zero", b"", [("ce_sequence", b"0")])])
             own_kafka.send_signal("kafka", signal.SIGSTOP)
             with pytest.raises(stream.StreamError):
                 await first.publish(ORDERS_TOPIC, messages)
         assert not [task for task in asyncio.all_tasks() if "_sender_routine" in repr(task.get_coro())]
         own_kafka.send_signal("kafka", signal.SIGCONT)
-        async with stream.Publisher(kafka_url, client_id="second") as second:
+        async with Publisher(kafka_url, client_id="second") as second:
             await second.publish(ORDERS_TOPIC, messages)
         await topic.of("one", len(messages))
         await topic.poll()
