@@ -24,8 +24,8 @@ log = structlog.get_logger()
 class TooLargeError(StreamError):
     """The broker refuses a batch for its size, with all of `messages`, as it would when it is sent again."""
 
-    def __init__(self, messages: Sequence[RawMessage], reason: str) -> None:
-        super().__init__(reason)
+    def __init__(self, messages: Sequence[RawMessage]) -> None:
+        super().__init__("the broker refuses it for its size")
         self.messages = messages
 
 
@@ -93,7 +93,7 @@ class Publisher:
         ends = await asyncio.gather(*sent, return_exceptions=True)
         for batch, end in zip(batches, ends, strict=True):
             if isinstance(end, (MessageSizeTooLargeError, RecordListTooLargeError)):
-                raise TooLargeError(batch.messages, repr(end))
+                raise TooLargeError(batch.messages)
         for end in ends:
             if isinstance(end, BaseException):
                 raise end

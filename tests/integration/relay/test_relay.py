@@ -6,12 +6,14 @@ import signal
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import asyncpg
 import orjson
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from services.common import ids, stream
 from services.common.outbox import Wake
@@ -222,6 +224,72 @@ async def test_a_row_read_before_its_order_was_released_is_not_parked_behind_not
         assert await ORDERS.release(database, ids.from_text(order["order_id"])) == [1]
         assert await ORDERS.park(database, [(row, "waits") for row in behind]) == []
     assert await owner.fetchval("SELECT array_agg(version ORDER BY position) FROM orders.outbox") == [1, 2, 3]
+
+
+# Events that do not compress: what a topic takes is judged by what is sent.
+WRITE_LONG = """
+WITH written AS (
+    INSERT INTO orders.order_events (order_id, created_at, shard, version, event_id, type, data, actor, occurred_at)
+    SELECT $1, $2, $3, n, uuidv7(), 'order.test', jsonb_build_object('x', (
+        SELECT string_agg(md5(format('%s %s', n, i)), '') FROM generate_series(1, $5 / 32) i)), 'process:test', now()
+    FROM unnest($4::bigint[]) n
+    RETURNING version
+)
+INSERT INTO orders.outbox (shard, slice, order_id, created_at, version)
+SELECT $3, $3 % 16, $1, $2, version FROM written ORDER BY version
+"""
+
+
+async def _topic_that_takes(kafka_url: str, bytes_max: int) -> str:
+    name = f"test.{uuid.uuid4().hex}"
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka_url)
+    await admin.start()
+    await admin.create_topics([NewTopic(name, 3, 1, topic_configs={"max.message.bytes": str(bytes_max)})])
+    await admin.close()
+    return name
+
+
+async def test_an_event_that_the_topic_refuses_for_its_size_parks_its_order_and_no_other(
+    shop: Shop, settings: RelaySettings, kafka_url: str, owner: Owner
+) -> None:
+    outbox = replace(ORDERS, topic=await _topic_that_takes(kafka_url, 20_000))
+    parked = await shop.placed()
+    key = ids.order_key(ids.from_text(parked["order_id"]))
+    await owner.execute(WRITE_LONG, key.order_id, key.created_at, key.shard, [2], 100_000)
+    await owner.execute(WRITE_LONG, key.order_id, key.created_at, key.shard, [3], 100)
+    others = [await _delivered(shop) for _ in range(5)]  # of the same slice, behind it
+    async with listening(kafka_url, outbox.topic) as topic, relaying(settings, outbox):
+        for other in others:
+            await topic.of(other["order_id"], 3)
+        await eventually(lambda: _empty(owner), "what is parked is not tried again and again")
+        failures = _failures()
+        last = await _delivered(shop)
+        await topic.of(last["order_id"], 3)
+        await eventually(_parked_in_metrics(1), "it is seen from outside")
+        await topic.poll()
+    assert dict.fromkeys(topic.versions(parked["order_id"])) == {1: None}
+    assert _failures() == failures
+    rows = await owner.fetch("SELECT version, reason FROM relay.parked ORDER BY position")
+    assert [tuple(row) for row in rows] == [(2, "the broker refuses it for its size"), (3, "waits for version 2")]
+
+
+async def test_a_topic_that_takes_less_than_a_batch_gets_smaller_ones_and_every_event(
+    shop: Shop, settings: RelaySettings, kafka_url: str, owner: Owner
+) -> None:
+    outbox = replace(ORDERS, topic=await _topic_that_takes(kafka_url, 20_000))
+    order = await shop.placed()
+    key = ids.order_key(ids.from_text(order["order_id"]))
+    await owner.execute(WRITE_LONG, key.order_id, key.created_at, key.shard, list(range(2, 41)), 10_000)
+    async with listening(kafka_url, outbox.topic) as topic, relaying(settings, outbox):
+
+        async def last_has_come() -> bool:
+            await topic.poll()
+            return 40 in topic.versions(order["order_id"])
+
+        await eventually(last_has_come, "the last event")
+        await eventually(lambda: _empty(owner), "published rows are deleted")
+    assert list(dict.fromkeys(topic.versions(order["order_id"]))) == list(range(1, 41))
+    assert await owner.fetch("TABLE relay.parked") == []
 
 
 @pytest.mark.parametrize("character", ["\N{TEAPOT}", "\x01", '"'], ids=["four bytes", "escaped in six", "quote"])
