@@ -106,6 +106,11 @@ class ProcessPart:
                 "ORDERS_KAFKA_URL": where.kafka,
                 "ORDERS_ISSUER_URL": where.issuer,
                 "ORDERS_ORDERS_URL": f"http://{HOST}:{self.settings.port(ORDERS)}",
+                "ORDERS_METRICS_URLS": ",".join(
+                    f"http://{HOST}:{self.settings.port(each.metrics)}/metrics"
+                    for each in PROCESSES
+                    if each.metrics is not None
+                ),
                 "ORDERS_HOST": HOST,
                 "ORDERS_PORT": str(self.port),
                 "ORDERS_METRICS_PORT": str(self.metrics_port),

@@ -292,4 +292,4 @@ async def test_the_page_is_served_with_a_policy_that_runs_its_own_script_only(ga
     assert "'unsafe" not in page.headers["content-security-policy"]
     assert page.headers["content-security-policy"].startswith("default-src 'none'; script-src 'sha256-")
     described = (await shop.client.get(f"http://127.0.0.1:{gateway.port}/openapi.json")).json()
-    assert set(described["paths"]) == {"/healthz", "/readyz"}
+    assert set(described["paths"]) == {"/healthz", "/readyz", "/v1/status"}
