@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import os
 import signal
 import time
 import uuid
@@ -17,7 +18,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from services.common import ids, stream
 from services.common.outbox import Wake
-from services.common.publisher import Publisher
+from services.common.publisher import Publisher, TooLargeError
 from services.contracts.envelope import ORDERS_TOPIC
 from services.embedded.supervisor import Stack
 from services.relay.outboxes import ORDERS, OUTBOXES
@@ -479,3 +480,22 @@ async def test_a_publisher_that_fails_sends_nothing_afterwards(
         assert list(dict.fromkeys(versions)) == list(range(1, 9))
         # At most the batch that was on its way is there twice; what queued behind it never left.
         assert len(versions) <= len(messages) + 2, versions
+
+
+async def test_behind_a_message_that_is_refused_for_its_size_nothing_of_its_key_is_sent(kafka_url: str) -> None:
+    name = await _topic_that_takes(kafka_url, 20_000)
+    large, small, last = (
+        stream.Message(b"one", os.urandom(size), [("ce_sequence", b"%020d" % number)])
+        for number, size in enumerate((300_000, 10, 10), start=1)
+    )
+    async with listening(kafka_url, name) as topic:
+        # By a producer that is new to the broker, which would take its second batch without the first.
+        async with Publisher(kafka_url, client_id="first") as first:
+            with pytest.raises(TooLargeError) as refused:
+                await first.publish(name, [large, small])
+            assert refused.value.messages == [large]
+        async with Publisher(kafka_url, client_id="second") as second:
+            await second.publish(name, [last])
+        await topic.of("one", 1)
+        await topic.poll()
+        assert topic.versions("one") == [3]
