@@ -1,0 +1,121 @@
+"""Valkey or Redis 6.2 and newer as the server of a cache: each step of the protocol is one script, so it is atomic."""
+
+import hashlib
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, cast
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import NoScriptError
+
+from services.common.cache_store import FENCE_TTLS, LEASE_MS, Lease
+from services.common.cached import Entry, Key, encode
+
+CONNECTIONS_MAX: Final = 64
+
+# value, lease | token, lease ms, least version -> [value] or [nil, ms] or []
+LEASE: Final = """
+local value = redis.call('GET', KEYS[1])
+if value and tonumber(string.sub(value, 3, 18)) >= tonumber(ARGV[3]) then return {value} end
+if not redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', ARGV[2]) then return {} end
+local now = redis.call('TIME')
+return {false, now[1] * 1000 + math.floor(now[2] / 1000)}
+"""
+
+# value, lease, fence | token, version, value, expires at ms -> 1 when it is stored
+PUT: Final = """
+if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
+redis.call('DEL', KEYS[2])
+if tonumber(redis.call('GET', KEYS[3]) or 0) > tonumber(ARGV[2]) then return 0 end
+redis.call('SET', KEYS[1], ARGV[3], 'PXAT', ARGV[4])
+return 1
+"""
+
+# lease | token
+RELEASE: Final = """
+if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
+"""
+
+# value, lease, fence, of each key | version, fence ms, of each key
+INVALIDATE: Final = """
+for i = 0, #KEYS / 3 - 1 do
+  redis.call('DEL', KEYS[3 * i + 1], KEYS[3 * i + 2])
+  local fence = KEYS[3 * i + 3]
+  local version = math.max(tonumber(redis.call('GET', fence) or 0), tonumber(ARGV[2 * i + 1]))
+  redis.call('SET', fence, string.format('%d', version), 'PX', ARGV[2 * i + 2])
+end
+"""
+
+
+class Script:
+    """Sent by its hash; as it is, to a server that does not know it (it was restarted, or is asked the first time)."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self._sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()  # what EVALSHA wants
+
+    async def __call__(self, redis: Redis, keys: Sequence[str], args: Sequence[str | bytes | int]) -> Any:
+        """What the script gives."""
+        try:
+            return await redis.evalsha(self._sha, len(keys), *keys, *args)
+        except NoScriptError:
+            return await redis.eval(self.text, len(keys), *keys, *args)
+
+
+class ValkeyStore:
+    """See `Store`."""
+
+    def __init__(self, url: str, *, connections_max: int = CONNECTIONS_MAX) -> None:
+        # No time-outs here: whoever calls has a deadline for the whole of it, and a command that is cancelled closes
+        # its connection. redis-py's own time-outs are each for a part, and swallow a cancellation that meets them.
+        self._redis = Redis(
+            connection_pool=BlockingConnectionPool.from_url(
+                url,
+                max_connections=connections_max,
+                timeout=None,
+                socket_timeout=None,
+                socket_connect_timeout=None,
+                retry=Retry(NoBackoff(), 0),
+            )
+        )
+        self._lease, self._put = Script(LEASE), Script(PUT)
+        self._release, self._invalidate = Script(RELEASE), Script(INVALIDATE)
+
+    async def get(self, key: Key) -> bytes | None:
+        """See `Store`."""
+        return cast("bytes | None", await self._redis.get(key.value))  # nothing is decoded by this client
+
+    async def lease(self, key: Key, min_version: int) -> Lease | bytes | None:
+        """See `Store`."""
+        token = secrets.token_bytes(16)
+        answer = await self._lease(self._redis, (key.value, key.lease), (token, LEASE_MS, min_version))
+        match answer:
+            case []:
+                return None
+            case [None, int(at_ms)]:
+                return Lease(token, at_ms)
+            case [bytes(value)]:
+                return value
+        raise TypeError(f"the lease script has answered {answer!r}")
+
+    async def put(self, key: Key, lease: Lease, entry: Entry, ttl_ms: int) -> bool:
+        """See `Store`."""
+        value = encode(key, entry, lease.at_ms)
+        names = (key.value, key.lease, key.fence)
+        return bool(await self._put(self._redis, names, (lease.token, entry.version, value, lease.at_ms + ttl_ms)))
+
+    async def release(self, key: Key, lease: Lease) -> None:
+        """See `Store`."""
+        await self._release(self._redis, (key.lease,), (lease.token,))
+
+    async def invalidate(self, versions: Mapping[Key, int]) -> None:
+        """See `Store`."""
+        names = [name for key in versions for name in (key.value, key.lease, key.fence)]
+        args = [arg for key, version in versions.items() for arg in (version, FENCE_TTLS * key.kind.ttl_ms)]
+        await self._invalidate(self._redis, names, args)
+
+    async def close(self) -> None:
+        """See `Store`."""
+        await self._redis.aclose()
