@@ -18,7 +18,7 @@ CONNECTIONS_MAX: Final = 64
 # value, lease | token, lease ms, least version -> [value] or [nil, ms] or []
 LEASE: Final = """
 local value = redis.call('GET', KEYS[1])
-if value and tonumber(string.sub(value, 3, 18)) >= tonumber(ARGV[3]) then return {value} end
+if value and (tonumber(string.sub(value, 3, 18)) or -1) >= tonumber(ARGV[3]) then return {value} end
 if not redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', ARGV[2]) then return {} end
 local now = redis.call('TIME')
 return {false, now[1] * 1000 + math.floor(now[2] / 1000)}

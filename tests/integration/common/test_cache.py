@@ -1,0 +1,312 @@
+"""What a cache promises who reads through it, on a real server."""
+
+import asyncio
+import random
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+
+import pytest
+from redis.asyncio import Redis
+
+from services.common.breaker import Breaker
+from services.common.cache import Cache
+from services.common.cache_store import LEASE_MS
+from services.common.cache_valkey import ValkeyStore
+from services.common.cached import Answer, Entry, Key, Kind
+from tests.consuming import metric
+
+MINUTE_MS = 60_000
+PATIENT_SECONDS = 10.0  # the deadline of a call where it is not what is tested
+ANN, BOB = "ann", "bob"
+
+
+class Row:
+    """What the database has of one thing. `reads` counts who asked it."""
+
+    def __init__(self, owner: str = ANN, *, ttl_ms: int = MINUTE_MS) -> None:
+        self.key = Key(Kind("order", "test:order", ttl_ms), secrets.token_hex(8))
+        self.owner = owner
+        self.version = 1
+        self.reads = 0
+
+    def entry(self) -> Entry:
+        return Entry(self.owner, self.version, f"{self.key.id} at {self.version}".encode())
+
+    async def load(self) -> Entry | None:
+        self.reads += 1
+        return self.entry()
+
+    async def nothing(self) -> Entry | None:
+        self.reads += 1
+        return None
+
+
+Opened = Callable[[], Cache]
+
+
+@pytest.fixture
+async def opened(valkey_url: str) -> AsyncIterator[Opened]:
+    """Makes caches, as many as there would be processes."""
+    async with AsyncExitStack() as stack:
+
+        def cache() -> Cache:
+            made = Cache(ValkeyStore(valkey_url), Breaker("test", deadline_seconds=PATIENT_SECONDS))
+            stack.push_async_callback(made.close)
+            return made
+
+        yield cache
+
+
+@pytest.fixture
+def cache(opened: Opened) -> Cache:
+    """One."""
+    return opened()
+
+
+@pytest.fixture
+async def server(valkey_url: str) -> AsyncIterator[Redis]:
+    """To look behind it."""
+    client = Redis.from_url(valkey_url)
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+def row() -> Row:
+    """Of Ann's."""
+    return Row()
+
+
+def given(answer: Answer | None) -> tuple[bytes, str]:
+    """What the reader got, and from where."""
+    assert answer is not None
+    return answer.entry.body, answer.outcome
+
+
+async def test_the_second_read_is_answered_by_the_cache_of_any_process(opened: Opened, row: Row) -> None:
+    hits = metric("cache_requests_total", kind="order", outcome="hit")
+    assert given(await opened().read(row.key, row.load, reader=ANN)) == (row.entry().body, "miss")
+    answer = await opened().read(row.key, row.load, reader=ANN)
+    assert given(answer) == (row.entry().body, "hit")
+    assert answer is not None
+    assert answer.entry == row.entry()
+    assert 0 <= answer.age_seconds < 60
+    assert row.reads == 1
+    assert metric("cache_requests_total", kind="order", outcome="hit") == hits + 1
+
+
+async def test_nobody_is_given_anothers_from_the_cache_nor_from_the_database(cache: Cache, row: Row) -> None:
+    assert await cache.read(row.key, row.load, reader=BOB) is None
+    assert given(await cache.read(row.key, row.load, reader=ANN))[1] == "hit"
+    assert await cache.read(row.key, row.load, reader=BOB) is None
+    assert await cache.read(row.key, row.load, reader="") is None
+    assert given(await cache.read(row.key, row.load, reader=None))[1] == "hit"  # who may read anybody's
+
+
+async def test_bob_who_finds_nothing_keeps_ann_neither_from_her_order_nor_from_its_caching(
+    cache: Cache, row: Row
+) -> None:
+    bob, ann = await asyncio.gather(
+        cache.read(row.key, row.nothing, reader=BOB), cache.read(row.key, row.load, reader=ANN)
+    )
+    assert (bob, given(ann)[0]) == (None, row.entry().body)
+    assert await cache.read(row.key, row.nothing, reader=BOB) is None
+    await cache.read(row.key, row.load, reader=ANN)
+    assert given(await cache.read(row.key, row.load, reader=ANN))[1] == "hit"
+
+
+async def test_after_an_invalidation_the_database_is_asked(cache: Cache, row: Row) -> None:
+    await cache.read(row.key, row.load, reader=ANN)
+    row.version = 2
+    assert await cache.invalidate({row.key: 2})
+    assert given(await cache.read(row.key, row.load, reader=ANN)) == (row.entry().body, "miss")
+    assert given(await cache.read(row.key, row.load, reader=ANN)) == (row.entry().body, "hit")
+
+
+async def test_an_invalidation_that_comes_again_late_lowers_no_fence(cache: Cache, row: Row, server: Redis) -> None:
+    await cache.invalidate({row.key: 12})
+    await cache.invalidate({row.key: 3})
+    assert await server.get(row.key.fence) == b"12"
+    await cache.read(row.key, row.load, reader=ANN)  # version 1, of a database that is behind
+    assert await server.get(row.key.value) is None
+
+
+async def test_a_version_that_was_asked_for_is_not_answered_by_an_older_one(cache: Cache, row: Row) -> None:
+    await cache.read(row.key, row.load, reader=ANN)
+    row.version = 7
+    assert given(await cache.read(row.key, row.load, reader=ANN, min_version=7)) == (row.entry().body, "miss")
+    assert given(await cache.read(row.key, row.load, reader=ANN, min_version=7)) == (row.entry().body, "hit")
+    older = await cache.read(row.key, row.load, reader=ANN, min_version=8)
+    assert older is not None
+    assert older.entry.version == 7  # which is the caller's to refuse
+
+
+async def test_no_value_outlives_its_ttl_counted_from_before_it_was_read(cache: Cache, server: Redis) -> None:
+    row = Row(ttl_ms=1_000)
+
+    async def slowly() -> Entry | None:
+        await asyncio.sleep(0.25)  # the database's time: what is waited for is that it counts
+        return await row.load()
+
+    async def server_ms() -> int:
+        seconds, microseconds = await server.time()
+        return int(seconds) * 1000 + int(microseconds) // 1000
+
+    before_ms = await server_ms()
+    reading = asyncio.create_task(cache.read(row.key, slowly, reader=ANN))
+    while not await server.exists(row.key.lease):
+        assert not reading.done()
+    leased_by_ms = await server_ms()
+    await reading
+    expires_at_ms = await server.pexpiretime(row.key.value)
+    if expires_at_ms != -2:  # on a machine that is slow enough it has expired already
+        assert before_ms + 900 <= expires_at_ms <= leased_by_ms + 1_000
+    while await server_ms() <= leased_by_ms + 1_000:
+        await asyncio.sleep(0.01)
+    assert await server.get(row.key.value) is None
+    assert given(await cache.read(row.key, row.load, reader=ANN))[1] == "miss"
+
+
+async def test_who_comes_while_one_reads_shares_the_next_read_and_never_that_one(cache: Cache, row: Row) -> None:
+    gate, at_work = asyncio.Event(), asyncio.Event()
+
+    async def held() -> Entry | None:
+        entry = await row.load()
+        at_work.set()
+        await gate.wait()
+        return entry
+
+    first = asyncio.create_task(cache.read(row.key, held, reader=ANN))
+    await at_work.wait()
+    row.version = 2  # committed, and acknowledged: whoever asks from now on is to see it
+    await cache.invalidate({row.key: 2})
+    later = [asyncio.create_task(cache.read(row.key, row.load, reader=ANN)) for _ in range(50)]
+    while len(cache._flights._waiting) == 0:
+        await asyncio.sleep(0.001)
+    gate.set()
+    assert given(await first)[0].endswith(b"at 1")
+    assert {given(answer)[0] for answer in await asyncio.gather(*later)} == {row.entry().body}
+    assert row.reads <= 3
+    assert given(await cache.read(row.key, row.load, reader=ANN)) == (row.entry().body, "hit")
+
+
+async def test_a_reader_that_is_cancelled_takes_nobody_with_it(cache: Cache, row: Row) -> None:
+    gate, at_work = asyncio.Event(), asyncio.Event()
+
+    async def held() -> Entry | None:
+        at_work.set()
+        await gate.wait()
+        return await row.load()
+
+    first = asyncio.create_task(cache.read(row.key, held, reader=ANN))
+    await at_work.wait()
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    second = asyncio.create_task(cache.read(row.key, row.load, reader=ANN))
+    gate.set()
+    assert given(await second)[0] == row.entry().body
+
+
+async def test_an_error_of_the_database_is_the_readers_and_blocks_no_later_fill(
+    cache: Cache, row: Row, server: Redis
+) -> None:
+    async def broken() -> Entry | None:
+        raise LookupError("the database is away")
+
+    with pytest.raises(LookupError):
+        await cache.read(row.key, broken, reader=ANN)
+    assert await server.get(row.key.lease) is None
+    await cache.read(row.key, row.load, reader=ANN)
+    assert given(await cache.read(row.key, row.load, reader=ANN))[1] == "hit"
+
+
+async def test_two_processes_that_miss_both_read_and_one_stores(opened: Opened, row: Row) -> None:
+    gate = asyncio.Event()
+
+    async def held() -> Entry | None:
+        entry = await row.load()
+        if row.reads == 2:
+            gate.set()
+        await gate.wait()
+        return entry
+
+    refused = metric("cache_fills_total", kind="order", outcome="refused")
+    answers = await asyncio.gather(*(opened().read(row.key, held, reader=ANN) for _ in range(2)))
+    assert [given(answer) for answer in answers] == [(row.entry().body, "miss")] * 2
+    assert metric("cache_fills_total", kind="order", outcome="refused") == refused  # the other had not tried
+
+
+@pytest.mark.parametrize("value", [b"", b"\n", b"2 of another release\n{}", b"\xff\n", b"1 x x ann %s\n{}"])
+async def test_a_value_that_is_not_understood_is_read_anew_and_replaced(
+    cache: Cache, row: Row, server: Redis, value: bytes
+) -> None:
+    await server.set(row.key.value, value.replace(b"%s", row.key.id.encode()))
+    assert given(await cache.read(row.key, row.load, reader=ANN)) == (row.entry().body, "miss")
+    assert given(await cache.read(row.key, row.load, reader=ANN)) == (row.entry().body, "hit")
+
+
+async def test_a_value_of_another_key_is_never_served(cache: Cache, row: Row, server: Redis) -> None:
+    other = Row(ANN)
+    await cache.read(other.key, other.load, reader=ANN)
+    stray = await server.get(other.key.value)
+    assert stray
+    await server.set(row.key.value, stray)
+    assert given(await cache.read(row.key, row.load, reader=ANN)) == (row.entry().body, "miss")
+
+
+async def test_two_thousand_keys_are_invalidated_in_one_call(cache: Cache, server: Redis) -> None:
+    keys = [Row().key for _ in range(2_000)]
+    for key in keys[::100]:
+        await server.set(key.value, b"old")
+    calls = (await server.info("commandstats")).get("cmdstat_evalsha", {}).get("calls", 0)
+    assert await cache.invalidate(dict.fromkeys(keys, 5))
+    after = (await server.info("commandstats"))["cmdstat_evalsha"]["calls"]
+    assert after - calls == 1
+    assert await server.exists(*(key.value for key in keys)) == 0
+    assert await server.mget([key.fence for key in keys]) == [b"5"] * 2_000
+
+
+async def test_a_restarted_server_is_told_the_scripts_again(cache: Cache, row: Row, server: Redis) -> None:
+    await cache.read(row.key, row.load, reader=ANN)
+    await server.script_flush()
+    assert await cache.invalidate({row.key: 2})
+    assert await server.get(row.key.value) is None
+
+
+async def test_ten_thousand_cancelled_reads_hand_nobody_anothers_answer(valkey_url: str, server: Redis) -> None:
+    """At the store itself: `Cache` would also see by the key in the value that it is another's."""
+    store, chance = ValkeyStore(valkey_url, connections_max=8), random.Random(20_261)
+    keys = [Row().key for _ in range(100)]
+    for key in keys:
+        await server.set(key.value, key.id, ex=300)
+    cancelled, answered, wrong = 0, 0, 0
+
+    async def reads() -> None:
+        nonlocal cancelled, answered, wrong
+        while cancelled < 10_000:
+            key = chance.choice(keys)
+            calling: Awaitable[bytes | None] = store.get(key)
+            reading = asyncio.ensure_future(calling)
+            for _ in range(chance.randrange(12)):  # turns of the loop: it is cancelled wherever it has come to
+                await asyncio.sleep(0)
+            reading.cancel()
+            try:
+                value = await reading
+            except asyncio.CancelledError:
+                cancelled += 1
+            else:
+                answered += 1
+                wrong += value != key.id.encode()
+            if chance.random() < 0.2:  # and somebody uses the connection after it
+                wrong += await store.get(key) != key.id.encode()
+
+    await asyncio.gather(*(reads() for _ in range(16)))
+    assert wrong == 0
+    assert answered > 0
+    await store.close()
+
+
+def test_the_lease_is_shorter_than_any_ttl() -> None:
+    assert LEASE_MS < 15_000  # of inventory, the shortest
