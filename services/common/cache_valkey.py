@@ -39,12 +39,12 @@ if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
 """
 
 # value, lease, fence, of each key | version, fence ms, of each key
+# First all are deleted: a server without memory refuses a script whose first write takes some, and lets this one be.
 INVALIDATE: Final = """
-for i = 0, #KEYS / 3 - 1 do
-  redis.call('DEL', KEYS[3 * i + 1], KEYS[3 * i + 2])
-  local fence = KEYS[3 * i + 3]
-  local version = math.max(tonumber(redis.call('GET', fence) or 0), tonumber(ARGV[2 * i + 1]))
-  redis.call('SET', fence, string.format('%d', version), 'PX', ARGV[2 * i + 2])
+for i = 1, #KEYS, 3 do redis.call('DEL', KEYS[i], KEYS[i + 1]) end
+for i = 1, #KEYS / 3 do
+  local version = math.max(tonumber(redis.call('GET', KEYS[3 * i]) or 0), tonumber(ARGV[2 * i - 1]))
+  redis.call('SET', KEYS[3 * i], string.format('%d', version), 'PX', ARGV[2 * i])
 end
 """
 
