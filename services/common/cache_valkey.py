@@ -38,13 +38,20 @@ RELEASE: Final = """
 if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
 """
 
-# value, lease, fence, of each key | version, fence ms, of each key
-# First all are deleted: a server without memory refuses a script whose first write takes some, and lets this one be.
+# value, of each key | versions, fence ms
+# The other names are made here, in the slot of the value's by their tag: three times the names would be most of what a
+# command of 2,000 lines costs its sender. First all are deleted: a server without memory refuses a script whose first
+# write takes some, and lets this one be.
 INVALIDATE: Final = """
-for i = 1, #KEYS, 3 do redis.call('DEL', KEYS[i], KEYS[i + 1]) end
-for i = 1, #KEYS / 3 do
-  local version = math.max(tonumber(redis.call('GET', KEYS[3 * i]) or 0), tonumber(ARGV[2 * i - 1]))
-  redis.call('SET', KEYS[3 * i], string.format('%d', version), 'PX', ARGV[2 * i])
+local function name(value, letter) return (string.gsub(value, ':v:{', ':' .. letter .. ':{', 1)) end
+for _, value in ipairs(KEYS) do redis.call('DEL', value, name(value, 'l')) end
+local number = 0
+for version in string.gmatch(ARGV[1], '%d+') do
+  number = number + 1
+  local fence = name(KEYS[number], 'f')
+  local known = redis.call('GET', fence)
+  if known and tonumber(known) > tonumber(version) then version = known end
+  redis.call('SET', fence, version, 'PX', ARGV[2])
 end
 """
 
@@ -112,9 +119,9 @@ class ValkeyStore:
 
     async def invalidate(self, versions: Mapping[Key, int]) -> None:
         """See `Store`."""
-        names = [name for key in versions for name in (key.value, key.lease, key.fence)]
-        args = [arg for key, version in versions.items() for arg in (version, FENCE_TTLS * key.kind.ttl_ms)]
-        await self._invalidate(self._redis, names, args)
+        fence_ms = FENCE_TTLS * max(key.kind.ttl_ms for key in versions)
+        args = (" ".join(map(str, versions.values())), fence_ms)
+        await self._invalidate(self._redis, [key.value for key in versions], args)
 
     async def close(self) -> None:
         """See `Store`."""
