@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Final, TypeVar
 
 import structlog
@@ -68,14 +69,15 @@ class Cache:
 
         To be called after the commit and before it is acknowledged. The relay says it again, so False fails nothing.
         """
-        if not versions:
-            return True
-        try:
-            await self._called("invalidate", lambda: self._store.invalidate(versions))
-        except _AwayError:
-            cache_invalidations_total.labels("failed").inc(len(versions))
-            return False
-        cache_invalidations_total.labels("sent").inc(len(versions))
+        left = list(versions.items())
+        while left:
+            now, left = dict(left[: self._store.keys_max]), left[self._store.keys_max :]
+            try:
+                await self._called("invalidate", partial(self._store.invalidate, now))
+            except _AwayError:
+                cache_invalidations_total.labels("failed").inc(len(now) + len(left))
+                return False
+            cache_invalidations_total.labels("sent").inc(len(now))
         return True
 
     async def close(self) -> None:

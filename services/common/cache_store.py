@@ -23,6 +23,8 @@ class Lease:
 class Store(Protocol):
     """A cache server."""
 
+    keys_max: int  # that it invalidates in one call, in much less time than a call is given
+
     async def get(self, key: Key) -> bytes | None:
         """The value there is."""
 

@@ -5,7 +5,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, cast
 
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError
@@ -38,16 +38,16 @@ RELEASE: Final = """
 if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
 """
 
-# value, of each key | versions, fence ms
+# value, of each key, and whatever else has to be told to a cluster | versions, fence ms
 # The other names are made here, in the slot of the value's by their tag: three times the names would be most of what a
 # command of 2,000 lines costs its sender. First all are deleted: a server without memory refuses a script whose first
 # write takes some, and lets this one be.
 INVALIDATE: Final = """
 local function name(value, letter) return (string.gsub(value, ':v:{', ':' .. letter .. ':{', 1)) end
-for _, value in ipairs(KEYS) do redis.call('DEL', value, name(value, 'l')) end
-local number = 0
-for version in string.gmatch(ARGV[1], '%d+') do
-  number = number + 1
+local versions = {}
+for version in string.gmatch(ARGV[1], '%d+') do versions[#versions + 1] = version end
+for number = 1, #versions do redis.call('DEL', KEYS[number], name(KEYS[number], 'l')) end
+for number, version in ipairs(versions) do
   local fence = name(KEYS[number], 'f')
   local known = redis.call('GET', fence)
   if known and tonumber(known) > tonumber(version) then version = known end
@@ -61,12 +61,14 @@ class Script:
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self._sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()  # what EVALSHA wants
+        self.sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()  # what EVALSHA wants
 
-    async def __call__(self, redis: Redis, keys: Sequence[str], args: Sequence[str | bytes | int]) -> Any:
+    async def __call__(
+        self, redis: Redis | RedisCluster, keys: Sequence[str], args: Sequence[str | bytes | int]
+    ) -> Any:
         """What the script gives."""
         try:
-            return await redis.evalsha(self._sha, len(keys), *keys, *args)
+            return await redis.evalsha(self.sha, len(keys), *keys, *args)
         except NoScriptError:
             return await redis.eval(self.text, len(keys), *keys, *args)
 
@@ -74,10 +76,17 @@ class Script:
 class ValkeyStore:
     """See `Store`."""
 
+    keys_max = 4_096
+
     def __init__(self, url: str, *, connections_max: int = CONNECTIONS_MAX) -> None:
+        self._redis = self._client(url, connections_max)
+        self._lease, self._put = Script(LEASE), Script(PUT)
+        self._release, self._invalidate = Script(RELEASE), Script(INVALIDATE)
+
+    def _client(self, url: str, connections_max: int) -> Redis | RedisCluster:
         # No time-outs here: whoever calls has a deadline for the whole of it, and a command that is cancelled closes
         # its connection. redis-py's own time-outs are each for a part, and swallow a cancellation that meets them.
-        self._redis = Redis(
+        return Redis(
             connection_pool=BlockingConnectionPool.from_url(
                 url,
                 max_connections=connections_max,
@@ -87,17 +96,20 @@ class ValkeyStore:
                 retry=Retry(NoBackoff(), 0),
             )
         )
-        self._lease, self._put = Script(LEASE), Script(PUT)
-        self._release, self._invalidate = Script(RELEASE), Script(INVALIDATE)
+
+    async def _ready(self) -> Redis | RedisCluster:
+        """The client, which may be asked."""
+        return self._redis
 
     async def get(self, key: Key) -> bytes | None:
         """See `Store`."""
-        return cast("bytes | None", await self._redis.get(key.value))  # nothing is decoded by this client
+        redis = await self._ready()
+        return cast("bytes | None", await redis.get(key.value))  # nothing is decoded by this client
 
     async def lease(self, key: Key, min_version: int) -> Lease | bytes | None:
         """See `Store`."""
         token = secrets.token_bytes(16)
-        answer = await self._lease(self._redis, (key.value, key.lease), (token, LEASE_MS, min_version))
+        answer = await self._lease(await self._ready(), (key.value, key.lease), (token, LEASE_MS, min_version))
         match answer:
             case []:
                 return None
@@ -109,20 +121,24 @@ class ValkeyStore:
 
     async def put(self, key: Key, lease: Lease, entry: Entry, ttl_ms: int) -> bool:
         """See `Store`."""
-        value = encode(key, entry, lease.at_ms)
         names = (key.value, key.lease, key.fence)
-        return bool(await self._put(self._redis, names, (lease.token, entry.version, value, lease.at_ms + ttl_ms)))
+        args = (lease.token, entry.version, encode(key, entry, lease.at_ms), lease.at_ms + ttl_ms)
+        return bool(await self._put(await self._ready(), names, args))
 
     async def release(self, key: Key, lease: Lease) -> None:
         """See `Store`."""
-        await self._release(self._redis, (key.lease,), (lease.token,))
+        await self._release(await self._ready(), (key.lease,), (lease.token,))
 
     async def invalidate(self, versions: Mapping[Key, int]) -> None:
         """See `Store`."""
-        fence_ms = FENCE_TTLS * max(key.kind.ttl_ms for key in versions)
-        args = (" ".join(map(str, versions.values())), fence_ms)
-        await self._invalidate(self._redis, [key.value for key in versions], args)
+        names = [key.value for key in versions]
+        await self._invalidate(await self._ready(), names, invalidation(versions))
 
     async def close(self) -> None:
         """See `Store`."""
         await self._redis.aclose()
+
+
+def invalidation(versions: Mapping[Key, int]) -> tuple[str, int]:
+    """The arguments of `INVALIDATE`."""
+    return " ".join(map(str, versions.values())), FENCE_TTLS * max(key.kind.ttl_ms for key in versions)

@@ -78,6 +78,7 @@ class Stepped:
 
     store: Store
     actor: Actor
+    keys_max: int = 1
 
     async def get(self, key: Key) -> bytes | None:
         return await self.actor.step("get", lambda: self.store.get(key))

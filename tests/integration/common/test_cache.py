@@ -3,18 +3,22 @@
 import asyncio
 import random
 import secrets
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from typing import cast
 
 import pytest
-from redis.asyncio import Redis
+from redis.asyncio import Redis, RedisCluster
+from redis.crc import key_slot
 
 from services.common.breaker import Breaker
 from services.common.cache import Cache
 from services.common.cache_store import LEASE_MS
-from services.common.cache_valkey import ValkeyStore
 from services.common.cached import Answer, Entry, Key, Kind
+from services.common.caches import store
 from tests.consuming import metric
+from tests.valkey_cluster import NODES, SLOTS, Cluster, clustered
 
 MINUTE_MS = 60_000
 PATIENT_SECONDS = 10.0  # the deadline of a call where it is not what is tested
@@ -45,13 +49,30 @@ class Row:
 Opened = Callable[[], Cache]
 
 
+@pytest.fixture(scope="module")
+async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster]:
+    """Three nodes."""
+    async with clustered(tmp_path_factory.mktemp("cluster")) as started:
+        yield started
+
+
+@pytest.fixture(params=["one server", "cluster"])
+def cache_url(request: pytest.FixtureRequest) -> str:
+    """Of each kind of server that a cache can be kept on."""
+    if request.param == "cluster":
+        started: Cluster = request.getfixturevalue("cluster")
+        return started.url
+    one: str = request.getfixturevalue("valkey_url")
+    return one
+
+
 @pytest.fixture
-async def opened(valkey_url: str) -> AsyncIterator[Opened]:
+async def opened(cache_url: str) -> AsyncIterator[Opened]:
     """Makes caches, as many as there would be processes."""
     async with AsyncExitStack() as stack:
 
         def cache() -> Cache:
-            made = Cache(ValkeyStore(valkey_url), Breaker("test", deadline_seconds=PATIENT_SECONDS))
+            made = Cache(store(cache_url), Breaker("test", deadline_seconds=PATIENT_SECONDS))
             stack.push_async_callback(made.close)
             return made
 
@@ -65,10 +86,11 @@ def cache(opened: Opened) -> Cache:
 
 
 @pytest.fixture
-async def server(valkey_url: str) -> AsyncIterator[Redis]:
-    """To look behind it."""
-    client = Redis.from_url(valkey_url)
-    yield client
+async def server(cache_url: str) -> AsyncIterator[Redis]:
+    """To look behind it: what a client of a cluster and of one server have in common."""
+    url = cache_url.replace("redis-cluster:", "redis:")
+    client = Redis.from_url(url) if url == cache_url else RedisCluster.from_url(url)
+    yield cast("Redis", client)
     await client.aclose()
 
 
@@ -256,16 +278,22 @@ async def test_a_value_of_another_key_is_never_served(cache: Cache, row: Row, se
     assert given(await cache.read(row.key, row.load, reader=ANN)) == (row.entry().body, "miss")
 
 
-async def test_two_thousand_keys_are_invalidated_in_one_call(cache: Cache, server: Redis) -> None:
+async def test_two_thousand_keys_are_invalidated_together(cache: Cache, server: Redis) -> None:
     keys = [Row().key for _ in range(2_000)]
     for key in keys[::100]:
         await server.set(key.value, b"old")
-    calls = (await server.info("commandstats")).get("cmdstat_evalsha", {}).get("calls", 0)
     assert await cache.invalidate(dict.fromkeys(keys, 5))
-    after = (await server.info("commandstats"))["cmdstat_evalsha"]["calls"]
-    assert after - calls == 1
-    assert await server.exists(*(key.value for key in keys)) == 0
-    assert await server.mget([key.fence for key in keys]) == [b"5"] * 2_000
+    for key in (*keys[::100], keys[-1]):
+        assert await server.get(key.value) is None
+        assert await server.get(key.fence) == b"5"
+
+
+@pytest.mark.parametrize("cache_url", ["one server"], indirect=True)
+async def test_one_server_is_told_two_thousand_keys_in_one_call(cache: Cache, server: Redis) -> None:
+    await cache.invalidate({Row().key: 1})
+    before = (await server.info("commandstats"))["cmdstat_evalsha"]["calls"]
+    assert await cache.invalidate({Row().key: 1 for _ in range(2_000)})
+    assert (await server.info("commandstats"))["cmdstat_evalsha"]["calls"] == before + 1
 
 
 async def test_a_restarted_server_is_told_the_scripts_again(cache: Cache, row: Row, server: Redis) -> None:
@@ -273,11 +301,52 @@ async def test_a_restarted_server_is_told_the_scripts_again(cache: Cache, row: R
     await server.script_flush()
     assert await cache.invalidate({row.key: 2})
     assert await server.get(row.key.value) is None
+    await server.script_flush()
+    row.version = 2
+    await cache.read(row.key, row.load, reader=ANN)
+    assert given(await cache.read(row.key, row.load, reader=ANN)) == (row.entry().body, "hit")
 
 
-async def test_ten_thousand_cancelled_reads_hand_nobody_anothers_answer(valkey_url: str, server: Redis) -> None:
+async def test_a_slot_that_moves_while_it_is_used_leaves_nothing_that_was_replaced(cluster: Cluster) -> None:
+    cache = Cache(store(cluster.url), Breaker("test", deadline_seconds=PATIENT_SECONDS))
+    row, done = Row(), asyncio.Event()
+    slot = key_slot(row.key.value.encode())
+    source = next(number for number in range(NODES) if slot < (number + 1) * SLOTS // NODES)
+    outcomes: Counter[str] = Counter()
+
+    async def writes() -> None:
+        while not done.is_set():
+            row.version += 1
+            while not await cache.invalidate({row.key: row.version}):  # as the relay does it, until it succeeds
+                outcomes["invalidated again"] += 1
+            before = row.version
+            for _ in range(3):
+                answer = await cache.read(row.key, row.load, reader=ANN)
+                assert answer is not None
+                assert answer.entry.version == before
+                outcomes[answer.outcome] += 1
+
+    writing = asyncio.create_task(writes())
+    for number in range(1, NODES + 1):
+        here, there = ((source + step) % NODES for step in (number - 1, number))
+        await cluster.move(slot, cluster.nodes[here], cluster.nodes[there])
+        seen = outcomes["hit"]
+        async with asyncio.timeout(PATIENT_SECONDS):
+            while outcomes["hit"] < seen + 20 and not writing.done():
+                await asyncio.sleep(0.01)
+    done.set()
+    await writing
+    await cache.close()
+
+
+def test_a_url_of_another_scheme_is_refused() -> None:
+    with pytest.raises(ValueError, match="redis-cluster://"):
+        store("http://127.0.0.1:6379/0")
+
+
+async def test_ten_thousand_cancelled_reads_hand_nobody_anothers_answer(cache_url: str, server: Redis) -> None:
     """At the store itself: `Cache` would also see by the key in the value that it is another's."""
-    store, chance = ValkeyStore(valkey_url, connections_max=8), random.Random(20_261)
+    asked, chance = store(cache_url), random.Random(20_261)
     keys = [Row().key for _ in range(100)]
     for key in keys:
         await server.set(key.value, key.id, ex=300)
@@ -287,7 +356,7 @@ async def test_ten_thousand_cancelled_reads_hand_nobody_anothers_answer(valkey_u
         nonlocal cancelled, answered, wrong
         while cancelled < 10_000:
             key = chance.choice(keys)
-            calling: Awaitable[bytes | None] = store.get(key)
+            calling: Awaitable[bytes | None] = asked.get(key)
             reading = asyncio.ensure_future(calling)
             for _ in range(chance.randrange(12)):  # turns of the loop: it is cancelled wherever it has come to
                 await asyncio.sleep(0)
@@ -300,12 +369,12 @@ async def test_ten_thousand_cancelled_reads_hand_nobody_anothers_answer(valkey_u
                 answered += 1
                 wrong += value != key.id.encode()
             if chance.random() < 0.2:  # and somebody uses the connection after it
-                wrong += await store.get(key) != key.id.encode()
+                wrong += await asked.get(key) != key.id.encode()
 
     await asyncio.gather(*(reads() for _ in range(16)))
     assert wrong == 0
     assert answered > 0
-    await store.close()
+    await asked.close()
 
 
 def test_the_lease_is_shorter_than_any_ttl() -> None:
