@@ -1,6 +1,6 @@
 """Three Valkeys that are one cluster, of which slots can be moved from one to another while it is used."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,10 +46,14 @@ class Cluster:
         """Of one of them; the others are found."""
         return self.nodes[0].server.valkey.url.replace("redis://", "redis-cluster://")
 
-    async def move(self, slot: int, source: Node, target: Node) -> None:
-        """The slot has moved, key by key, as redis-cli --cluster reshard does it (Valkey: CLUSTER SETSLOT)."""
+    async def move(self, slot: int, source: Node, target: Node, half_way: Callable[[], Awaitable[None]]) -> None:
+        """The slot has moved, key by key, as redis-cli --cluster reshard does it (Valkey: CLUSTER SETSLOT).
+
+        `half_way` runs while the slot is nobody's alone.
+        """
         await target.ask("CLUSTER SETSLOT", slot, "IMPORTING", source.id)
         await source.ask("CLUSTER SETSLOT", slot, "MIGRATING", target.id)
+        await half_way()
         while keys := await source.ask("CLUSTER GETKEYSINSLOT", slot, 100):
             port = target.server.valkey.port
             await source.ask("MIGRATE", "127.0.0.1", port, "", 0, 5_000, "KEYS", *keys)

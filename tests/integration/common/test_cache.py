@@ -6,6 +6,7 @@ import secrets
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import cast
 
 import pytest
@@ -308,34 +309,37 @@ async def test_a_restarted_server_is_told_the_scripts_again(cache: Cache, row: R
 
 
 async def test_a_slot_that_moves_while_it_is_used_leaves_nothing_that_was_replaced(cluster: Cluster) -> None:
-    cache = Cache(store(cluster.url), Breaker("test", deadline_seconds=PATIENT_SECONDS))
+    cache = Cache(store(cluster.url), Breaker("test", deadline_seconds=PATIENT_SECONDS, failures=1_000_000))
     row, done = Row(), asyncio.Event()
     slot = key_slot(row.key.value.encode())
-    source = next(number for number in range(NODES) if slot < (number + 1) * SLOTS // NODES)
-    outcomes: Counter[str] = Counter()
+    owner = next(number for number in range(NODES) if slot < (number + 1) * SLOTS // NODES)
+    seen: Counter[str] = Counter()
 
-    async def writes() -> None:
+    async def uses() -> None:
         while not done.is_set():
             row.version += 1
             while not await cache.invalidate({row.key: row.version}):  # as the relay does it, until it succeeds
-                outcomes["invalidated again"] += 1
-            before = row.version
+                seen["not invalidated"] += 1
             for _ in range(3):
                 answer = await cache.read(row.key, row.load, reader=ANN)
                 assert answer is not None
-                assert answer.entry.version == before
-                outcomes[answer.outcome] += 1
+                assert answer.entry.version == row.version
+                seen[answer.outcome] += 1
 
-    writing = asyncio.create_task(writes())
-    for number in range(1, NODES + 1):
-        here, there = ((source + step) % NODES for step in (number - 1, number))
-        await cluster.move(slot, cluster.nodes[here], cluster.nodes[there])
-        seen = outcomes["hit"]
+    async def happens(what: str, times: int) -> None:
+        after = seen[what] + times
         async with asyncio.timeout(PATIENT_SECONDS):
-            while outcomes["hit"] < seen + 20 and not writing.done():
+            while seen[what] < after and not using.done():
                 await asyncio.sleep(0.01)
+
+    using = asyncio.create_task(uses())
+    await happens("hit", 10)
+    for step in range(NODES):
+        here, there = (cluster.nodes[(owner + number) % NODES] for number in (step, step + 1))
+        await cluster.move(slot, here, there, half_way=partial(happens, "not invalidated", 1))
+        await happens("hit", 10)
     done.set()
-    await writing
+    await using
     await cache.close()
 
 
