@@ -8,7 +8,8 @@ from redis.asyncio import Redis
 
 from services.common import cache_valkey
 from services.common.cache_valkey import ValkeyStore
-from tests.faults.interleavings import AT_REST, READ_OLD, TOO_LONG, explore
+from tests.faults.exploration import explore
+from tests.faults.interleavings import AT_REST, READ_OLD, TOO_LONG
 
 LEASE_CHECK = "if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end"
 FENCE_CHECK = "if tonumber(redis.call('GET', KEYS[3]) or 0) > tonumber(ARGV[2]) then return 0 end"
@@ -84,7 +85,7 @@ async def test_without_the_absolute_expiry_a_late_fill_outlives_its_ttl(valkey_u
 
 
 async def test_without_deleting_the_lease_a_late_fill_follows_an_evicted_fence(valkey_url: str, redis: Redis) -> None:
-    async with changed(valkey_url, "INVALIDATE", (", name(value, 'l')", "")) as store:
+    async with changed(valkey_url, "INVALIDATE", (", name(KEYS[number], 'l')", "")) as store:
         violation = (await explore(store, redis, faults_max=1)).violation
     assert violation
     assert violation.what == AT_REST
