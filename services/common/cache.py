@@ -38,9 +38,15 @@ cache_invalidations_total = Counter("cache_invalidations_total", "Keys invalidat
 cache_failures_total = Counter("cache_failures_total", "Calls to the cache that failed", ["part"])
 
 
-def breaker() -> Breaker:
-    """For the calls of one cache."""
-    return Breaker("cache", deadline_seconds=CALL_SECONDS, failures=FAILURES, reset_seconds=RESET_SECONDS)
+def breaker(call_seconds: float = CALL_SECONDS) -> Breaker:
+    """For the calls of one cache. What cannot be stored says nothing about the server."""
+    return Breaker(
+        "cache",
+        deadline_seconds=call_seconds,
+        failures=FAILURES,
+        reset_seconds=RESET_SECONDS,
+        healthy=(ValueError,),
+    )
 
 
 class Cache:
@@ -142,8 +148,7 @@ class Cache:
         try:
             entry, at_ms = decode(key, value)
         except ValueError as error:  # another release's format, or another's value: the next fill replaces it
-            cache_failures_total.labels("decode").inc()
-            log.warning("cache.value_not_understood", error=str(error))
+            self._count("decode", error)
             return None
         return Answer(entry, "hit", max(0.0, time.time() - at_ms / 1000))
 
@@ -154,12 +159,15 @@ class Cache:
         except BreakerOpenError as error:  # counted there
             raise _AwayError from error
         except Exception as error:
-            cache_failures_total.labels(part).inc()
-            now = time.monotonic()
-            if now - self._said_at > SAY_SECONDS:
-                self._said_at = now
-                log.warning("cache.call_failed", part=part, error=repr(error))
+            self._count(part, error)
             raise _AwayError from error
+
+    def _count(self, part: str, error: Exception) -> None:
+        cache_failures_total.labels(part).inc()
+        now = time.monotonic()
+        if now - self._said_at > SAY_SECONDS:
+            self._said_at = now
+            log.warning("cache.failed", part=part, error=repr(error))
 
 
 class _AwayError(Exception):

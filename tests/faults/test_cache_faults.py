@@ -95,7 +95,7 @@ async def test_killed_and_back_empty(tmp_path: Path) -> None:
 
         await server.start()
         await eventually(shop.relayed, "the relay's invalidation")
-        assert await shop.reads_are_right() <= {"hit", "miss"}
+        await shop.reads_are_right()
         await eventually(shop.hit, "a hit again")
 
 
@@ -109,7 +109,7 @@ async def test_frozen_and_thawed_with_what_was_replaced_meanwhile(tmp_path: Path
         assert failures() > failed
         server.thaw()
         await eventually(shop.relayed, "the relay's invalidation")
-        assert await shop.reads_are_right() <= {"hit", "miss"}
+        await shop.reads_are_right()
         await eventually(shop.hit, "a hit again")
 
 

@@ -14,7 +14,7 @@ from redis.asyncio import Redis, RedisCluster
 from redis.crc import key_slot
 
 from services.common.breaker import Breaker
-from services.common.cache import Cache
+from services.common.cache import Cache, breaker
 from services.common.cache_store import LEASE_MS
 from services.common.cached import Answer, Entry, Key, Kind
 from services.common.caches import store
@@ -277,6 +277,17 @@ async def test_a_value_of_another_key_is_never_served(cache: Cache, row: Row, se
     assert stray
     await server.set(row.key.value, stray)
     assert given(await cache.read(row.key, row.load, reader=ANN)) == (row.entry().body, "miss")
+
+
+async def test_what_cannot_be_stored_is_answered_and_not_held_against_the_server(cache_url: str) -> None:
+    cache = Cache(store(cache_url), breaker(PATIENT_SECONDS))
+    failed = metric("cache_failures_total", part="put")
+    for number in range(10):
+        row = Row("an owner with blanks")
+        assert given(await cache.read(row.key, row.load, reader=row.owner))[0] == row.entry().body, number
+    assert metric("cache_failures_total", part="put") > failed
+    assert metric("breaker_state", breaker="cache") == 0
+    await cache.close()
 
 
 async def test_two_thousand_keys_are_invalidated_together(cache: Cache, server: Redis) -> None:
