@@ -1,0 +1,98 @@
+"""Faults of the parts of a stack, each at a moment taken by chance, many at once; and each is seen to have happened."""
+
+import asyncio
+import random
+import signal
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import psutil
+
+from services.embedded.supervisor import Stack
+from tests.faults.toxiproxy import Cut, Proxy
+from tests.faults.waiting import eventually
+
+FROZEN_SECONDS = 10.0
+CUT_SECONDS = 3.0
+_FLOWS_WITHIN_SECONDS = 60.0
+
+Fault = Callable[[], Awaitable[None]]
+
+
+@dataclass
+class Storm:
+    """Faults of each part come one after the other, of different parts at the same time.
+
+    `arrived` tells how many events have come to their end. Between two faults of a part some have to: what has been
+    mended works again, and the next fault meets it at work.
+    """
+
+    stack: Stack
+    seed: int
+    arrived: Callable[[], int]
+    fired: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+
+    async def over(self, part: str, faults: Sequence[Fault], *, pause_seconds: tuple[float, float]) -> None:
+        """All of `faults` have hit `part`, in an order taken by chance, each after a pause between these bounds."""
+        chance = random.Random(f"{self.seed} {part}")
+        for fault in chance.sample(faults, len(faults)):
+            await self._flows(part)
+            await asyncio.sleep(chance.uniform(*pause_seconds))
+            await fault()
+
+    def kills(self, part: str, times: int) -> list[Fault]:
+        """SIGKILL, so many times."""
+        return [partial(self._kill, part)] * times
+
+    def freezes(self, part: str, times: int = 1) -> list[Fault]:
+        """SIGSTOP for 10 s, so many times."""
+        return [partial(self._freeze, part)] * times
+
+    def cuts(self, part: str, proxy: Proxy, request: bytes) -> list[Fault]:
+        """The connections to `part` are cut for some seconds, in each way once. `request` is one it would answer."""
+        return [partial(self._cut, part, proxy, request, how) for how in Cut]
+
+    async def _flows(self, part: str) -> None:
+        seen = self.arrived()
+
+        async def more() -> bool:
+            return self.arrived() > seen
+
+        await eventually(more, f"events flow again, before {part} is hit", seconds=_FLOWS_WITHIN_SECONDS)
+
+    async def _kill(self, part: str) -> None:
+        pid = self.stack.pid(part)
+        assert pid, f"{part} was dead before it was killed"
+        await self.stack.kill(part)
+        assert not psutil.pid_exists(pid), f"{part} survived"
+        self.fired[part]["killed"] += 1
+        await self.stack.ready(part)
+        assert self.stack.pid(part) not in {pid, None}
+
+    async def _freeze(self, part: str) -> None:
+        pid = self.stack.pid(part)
+        assert pid, f"{part} was dead before it was frozen"
+        frozen = psutil.Process(pid)
+        self.stack.send_signal(part, signal.SIGSTOP)
+        try:
+
+            async def stopped() -> bool:
+                return frozen.status() == psutil.STATUS_STOPPED
+
+            await eventually(stopped, f"{part} stands still", seconds=5)
+            used = frozen.cpu_times()
+            await asyncio.sleep(FROZEN_SECONDS)
+            assert frozen.cpu_times() == used, f"{part} went on"
+            self.fired[part]["frozen"] += 1
+        finally:
+            self.stack.send_signal(part, signal.SIGCONT)
+        assert self.stack.pid(part) == pid
+
+    async def _cut(self, part: str, proxy: Proxy, request: bytes, how: Cut) -> None:
+        await proxy.cut(how)
+        assert await proxy.met(request) == how
+        await asyncio.sleep(CUT_SECONDS)
+        await proxy.mended(how)
+        self.fired[part][how.name.lower()] += 1
