@@ -3,6 +3,7 @@
 import asyncio
 import random
 import signal
+import time
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,8 @@ from tests.faults.waiting import eventually
 
 FROZEN_SECONDS = 10.0
 CUT_SECONDS = 3.0
-_FLOWS_WITHIN_SECONDS = 60.0
+WELL_WITHIN_SECONDS = 10.0
+_EVERY_SECONDS = 0.05
 
 Fault = Callable[[], Awaitable[None]]
 
@@ -25,20 +27,27 @@ Fault = Callable[[], Awaitable[None]]
 class Storm:
     """Faults of each part come one after the other, of different parts at the same time.
 
-    `arrived` tells how many events have come to their end. Between two faults of a part some have to: what has been
-    mended works again, and the next fault meets it at work.
+    Before a part is hit again something of what it does comes to its end (`arrived` counts it), so that the fault meets
+    it at work. When that takes long, as others were hit meanwhile, it is hit all the same.
     """
 
     stack: Stack
     seed: int
-    arrived: Callable[[], int]
     fired: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    at_work: Counter[str] = field(default_factory=Counter)  # faults that met the part well and busy
 
-    async def over(self, part: str, faults: Sequence[Fault], *, pause_seconds: tuple[float, float]) -> None:
+    @property
+    def told(self) -> str:
+        """Figures."""
+        return ", ".join(f"{part} {dict(fired)} ({self.at_work[part]} at work)" for part, fired in self.fired.items())
+
+    async def over(
+        self, part: str, faults: Sequence[Fault], *, arrived: Callable[[], int], pause_seconds: tuple[float, float]
+    ) -> None:
         """All of `faults` have hit `part`, in an order taken by chance, each after a pause between these bounds."""
         chance = random.Random(f"{self.seed} {part}")
         for fault in chance.sample(faults, len(faults)):
-            await self._flows(part)
+            self.at_work[part] += await _works(arrived)
             await asyncio.sleep(chance.uniform(*pause_seconds))
             await fault()
 
@@ -50,17 +59,13 @@ class Storm:
         """SIGSTOP for 10 s, so many times."""
         return [partial(self._freeze, part)] * times
 
+    def ends(self, part: str, times: int = 1) -> list[Fault]:
+        """SIGTERM, so many times."""
+        return [partial(self._end, part)] * times
+
     def cuts(self, part: str, proxy: Proxy, request: bytes) -> list[Fault]:
         """The connections to `part` are cut for some seconds, in each way once. `request` is one it would answer."""
         return [partial(self._cut, part, proxy, request, how) for how in Cut]
-
-    async def _flows(self, part: str) -> None:
-        seen = self.arrived()
-
-        async def more() -> bool:
-            return self.arrived() > seen
-
-        await eventually(more, f"events flow again, before {part} is hit", seconds=_FLOWS_WITHIN_SECONDS)
 
     async def _kill(self, part: str) -> None:
         pid = self.stack.pid(part)
@@ -70,6 +75,18 @@ class Storm:
         self.fired[part]["killed"] += 1
         await self.stack.ready(part)
         assert self.stack.pid(part) not in {pid, None}
+
+    async def _end(self, part: str) -> None:
+        pid = self.stack.pid(part)
+        assert pid, f"{part} was dead before it was ended"
+        self.stack.send_signal(part, signal.SIGTERM)
+
+        async def gone() -> bool:
+            return not psutil.pid_exists(pid)
+
+        await eventually(gone, f"{part} ends", seconds=30)
+        self.fired[part]["ended"] += 1
+        await self.stack.ready(part)
 
     async def _freeze(self, part: str) -> None:
         pid = self.stack.pid(part)
@@ -96,3 +113,11 @@ class Storm:
         await asyncio.sleep(CUT_SECONDS)
         await proxy.mended(how)
         self.fired[part][how.name.lower()] += 1
+
+
+async def _works(arrived: Callable[[], int]) -> bool:
+    """Whether something arrives within the time."""
+    seen, deadline = arrived(), time.monotonic() + WELL_WITHIN_SECONDS
+    while arrived() == seen and time.monotonic() < deadline:
+        await asyncio.sleep(_EVERY_SECONDS)
+    return arrived() > seen

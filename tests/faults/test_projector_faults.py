@@ -22,6 +22,7 @@ from services.contracts.envelope import CATALOG_TOPIC
 from services.embedded.supervisor import Stack
 from tests.consuming import Group
 from tests.faults.conftest import SEED, environment
+from tests.faults.products import WITNESS
 from tests.faults.waiting import eventually
 from tests.product_events import new_product_id, publish, told
 
@@ -30,17 +31,6 @@ PRODUCTS = 30
 KILLS = 3
 PAUSE_SECONDS = 0.02  # between batches of changes: bounds the load
 _SCRIPT = Path(sys.executable).with_name("orders-projector")
-
-# Whatever wrote it: a version that does not grow leaves a row.
-WITNESS = """
-CREATE TABLE orders.went_back (product_id UUID, before BIGINT, after BIGINT);
-CREATE FUNCTION orders.witness() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN
-    INSERT INTO orders.went_back VALUES (old.product_id, old.version, new.version);
-    RETURN new;
-END $$;
-CREATE TRIGGER witness BEFORE UPDATE ON orders.products
-    FOR EACH ROW WHEN (new.version <= old.version) EXECUTE FUNCTION orders.witness();
-"""
 
 
 @dataclass
