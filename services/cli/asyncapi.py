@@ -26,9 +26,9 @@ _INTRODUCTION: Final = """\
 Every change of an order or a product, once it is committed, as a CloudEvent 1.0 in binary mode: its attributes are \
 headers, its data is the value.
 
-The events of one order (or product) have its id as their key, so they are in one partition, and come in the order of \
-their `version`, 1..n, each at least once: drop what you have seen. Ignore types, headers and members you do not know: \
-they may come within a major version."""
+The events of one order (or product, or payment) have its id as their key, so they are in one partition, and come in \
+the order of their `version`, 1..n, each at least once: drop what you have seen. Ignore types, headers and members you \
+do not know: they may come within a major version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,14 @@ TOPICS: Final = (
         "product_id",
         "product.",
         "The products of the catalogue, each event a whole one. Compacted: the newest of every product is kept.",
+    ),
+    Topic(
+        "payments",
+        envelope.PAYMENTS_TOPIC,
+        envelope.PAYMENTS_SOURCE,
+        "order_id",
+        "payment.",
+        "The payments of orders, each event a whole one; an order has at most one. Kept for a week.",
     ),
 )
 

@@ -14,7 +14,15 @@ from services.embedded.addresses import Addresses
 from services.embedded.settings import StackSettings
 
 MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
-ROLES = ("orders_api", "orders_projector", "orders_maintenance", "catalog_api", "outbox_relay", "orders_inspect")
+ROLES = (
+    "orders_api",
+    "orders_projector",
+    "orders_maintenance",
+    "catalog_api",
+    "payments_worker",
+    "outbox_relay",
+    "orders_inspect",
+)
 
 
 def migrate(revision: Annotated[str, typer.Argument(help="Where to go.")] = "head") -> None:

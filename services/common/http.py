@@ -29,6 +29,7 @@ from services.common.auth import Claims, TokenVerifier, require
 from services.common.errors import DomainError, invalid
 from services.common.log import request_context
 from services.common.openapi import JSON, PROBLEM
+from services.contracts.envelope import TRACEPARENT
 
 T = TypeVar("T")
 log = structlog.get_logger()
@@ -40,7 +41,6 @@ SLOW_SECONDS: Final = 0.2  # the objective for a response
 
 OF_DOCS: Final = "The page /docs takes Swagger UI from a public CDN; this document, /openapi.json, needs nothing else."
 
-_TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}\Z")  # W3C Trace Context
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}\Z")
 _DIGITS = re.compile(r"[0-9]+\Z")
 
@@ -305,7 +305,7 @@ class Application:
         headers = dict(scope["headers"])
         made = os.urandom(24).hex()
         request_id = _text(headers.get(b"x-request-id"), _REQUEST_ID) or made[32:]
-        traceparent = _text(headers.get(b"traceparent"), _TRACEPARENT) or f"00-{made[:32]}-{made[32:]}-01"
+        traceparent = _text(headers.get(b"traceparent"), TRACEPARENT) or f"00-{made[:32]}-{made[32:]}-01"
         scope.setdefault("state", {})["traceparent"] = traceparent
         timings = metrics.Timings()
         metrics.request_timings.set(timings)

@@ -1,5 +1,7 @@
 """How an event travels on Kafka: CloudEvents 1.0 in binary mode (Kafka protocol binding, section 3.2)."""
 
+import re
+from collections.abc import Mapping
 from typing import Final
 
 ORDERS_TOPIC: Final = "orders.events.v1"
@@ -13,6 +15,9 @@ COMPACTED_TOPICS: Final = frozenset({CATALOG_TOPIC})
 CONTENT_TYPE: Final = "application/json"
 
 Headers = list[tuple[str, bytes]]
+TRACEPARENT: Final = re.compile(  # W3C Trace Context, section 3.2
+    r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}\Z"
+)
 
 
 def headers(
@@ -37,3 +42,9 @@ def headers(
     if traceparent is not None:
         found.append(("traceparent", traceparent.encode()))
     return found
+
+
+def traceparent_of(headers: Mapping[str, bytes]) -> str | None:
+    """The trace a message belongs to; None when it says none, or nothing that could be one."""
+    text = headers.get("traceparent", b"").decode("ascii", "replace")
+    return text if TRACEPARENT.match(text) else None

@@ -14,10 +14,16 @@ class EventType(StrEnum):
     """Types a consumer may meet. Consumers ignore what they do not know."""
 
     PLACED = "order.placed"
-    SHIPPED = "order.shipped"
-    DELIVERED = "order.delivered"
+    PAYMENT_AUTHORIZED = "order.payment_authorized"
+    CONFIRMED = "order.confirmed"
+    PAYMENT_FAILED = "order.payment_failed"
     CANCELLED = "order.cancelled"
+    PAYMENT_VOIDED = "order.payment_voided"
+    SHIPPED = "order.shipped"
+    PAYMENT_CAPTURED = "order.payment_captured"
+    DELIVERED = "order.delivered"
     RETURNED = "order.returned"
+    REFUNDED = "order.refunded"
 
 
 class OrderStatus(StrEnum):
@@ -148,6 +154,10 @@ def apply(order: Order | None, event: Event) -> Order:
             changed["items"] = _moved(order.items, change["items"], _shipped)
         case EventType.RETURNED:
             changed["items"] = _moved(order.items, change["items"], _returned)
+        case EventType.PAYMENT_CAPTURED:
+            changed["captured_amount"] = change["captured_amount"]
+        case EventType.REFUNDED:
+            changed["refunded_amount"] = change["refunded_amount"]
         case _:
             pass
     return replace(order, **changed)

@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, unquote_plus
 
 import structlog
 import uvicorn
-from pydantic import Field
+from pydantic import Field, SecretStr
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -20,7 +20,7 @@ from starlette.routing import Route
 
 from services.common.log import configure
 from services.common.settings import ProcessSettings
-from services.embedded.keys import clients, mint, signing_key
+from services.embedded.keys import DEVELOPMENT_CLIENT, clients, mint, signing_key
 
 _BODY_BYTES_MAX = 8 * 1024  # a token request has a few hundred
 _LIFETIME_SECONDS = 3600
@@ -36,6 +36,9 @@ class IssuerSettings(ProcessSettings):
 
     port: int = Field(default=8004, ge=0, le=65535, description="port the HTTP server binds")
     home: Path = Field(default=Path(".local"), description="directory whose `issuer/` holds key and clients")
+    client_secret: SecretStr = Field(
+        default=SecretStr(""), description="of the development client; default: the one in its home"
+    )
 
 
 class _Refusal(Exception):  # noqa: N818  a refusal, named as DomainError's docstring has it
@@ -48,9 +51,9 @@ class _Refusal(Exception):  # noqa: N818  a refusal, named as DomainError's docs
         self.status = status
 
 
-def create_app(home: Path, issuer_url: str, audience: str) -> Starlette:
-    """Return the issuer; key and development client exist afterwards."""
-    secret_by_client = clients(home)
+def create_app(home: Path, issuer_url: str, audience: str, client_secret: str = "") -> Starlette:
+    """Return the issuer; key and development client exist afterwards, with `client_secret` if that is given."""
+    secret_by_client = clients(home) | ({DEVELOPMENT_CLIENT: client_secret} if client_secret else {})
     jwks = {"keys": [signing_key(home).as_dict(private=False)]}
     base = issuer_url.removesuffix("/")
     discovery = {
@@ -115,7 +118,7 @@ def main() -> None:
     """Serve until SIGTERM or Ctrl-C."""
     settings = IssuerSettings()
     configure("token-issuer", settings.log_level)
-    app = create_app(settings.home, settings.issuer_url, settings.audience)
+    app = create_app(settings.home, settings.issuer_url, settings.audience, settings.client_secret.get_secret_value())
     _log.info("token_issuer_starting", issuer=settings.issuer_url, host=settings.host, port=settings.port)
     uvicorn.run(app, host=settings.host, port=settings.port, log_config=None, access_log=False, server_header=False)
 

@@ -1,4 +1,7 @@
-"""Key and client of the embedded token issuer, and the tokens it signs. For development: the files hold secrets."""
+"""Key and client of the embedded token issuer, the tokens it signs, and the secret of the payments sandbox.
+
+For development: the files hold secrets.
+"""
 
 import os
 import secrets
@@ -32,6 +35,14 @@ def clients(home: Path) -> dict[str, str]:
         _create(file, orjson.dumps({DEVELOPMENT_CLIENT: secrets.token_urlsafe(32)}))
     found: dict[str, str] = orjson.loads(file.read_bytes())
     return found
+
+
+def callback_secret(home: Path) -> str:
+    """Return the secret of `<home>/payments-sandbox/callback-secret`; the first call makes it."""
+    file = home / "payments-sandbox" / "callback-secret"
+    if not file.exists():
+        _create(file, secrets.token_urlsafe(32).encode())
+    return file.read_text()
 
 
 def mint(

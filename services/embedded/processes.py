@@ -8,8 +8,19 @@ from pathlib import Path
 
 from services.embedded.addresses import Addresses
 from services.embedded.errors import StackError
+from services.embedded.keys import DEVELOPMENT_CLIENT, callback_secret, clients
 from services.embedded.program import Program, answers
-from services.embedded.settings import CATALOG, HOST, ISSUER, METRICS, ORDERS, REALTIME, StackSettings
+from services.embedded.settings import (
+    CATALOG,
+    HOST,
+    ISSUER,
+    METRICS,
+    ORDERS,
+    PAYMENTS,
+    REALTIME,
+    SANDBOX,
+    StackSettings,
+)
 
 
 @dataclass(frozen=True)
@@ -17,7 +28,8 @@ class Process:
     """A console script of ours. Ready when `ready_path` answers on its port, else when its metrics do, else at once.
 
     `port` and `metrics` are offsets, written down rather than counted: a new process must not move another's port.
-    `argv` replaces the script of that name.
+    `argv` replaces the script of that name. `callbacks`: it signs or verifies what a payment provider calls back with.
+    `client`: it calls other services in its own name.
     """
 
     name: str
@@ -27,17 +39,31 @@ class Process:
     ready_path: str | None = None
     endpoint: str | None = None
     scheme: str = "http"
+    callbacks: bool = False
+    client: bool = False
     argv: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     grace_seconds: float = 15
 
 
-_OWNERS = {"ORDERS_POSTGRES_URL", "ORDERS_ROLE_PASSWORD"}  # may do more than any process should
+# May do more than a process should; who needs one is given it.
+_SECRETS = {"ORDERS_POSTGRES_URL", "ORDERS_ROLE_PASSWORD", "ORDERS_CALLBACK_SECRET", "ORDERS_CLIENT_SECRET"}
 
 # Stopped from the end: first nobody takes orders any more, and the relay has time to publish the last.
 PROCESSES = (
     Process("token-issuer", port=ISSUER, ready_path="/.well-known/openid-configuration", endpoint="issuer"),
+    Process("payments-sandbox", port=SANDBOX, ready_path="/healthz", endpoint="provider", callbacks=True),
     Process("outbox-relay", role="outbox_relay", metrics=METRICS + 2),
+    Process(
+        "payments-worker",
+        role="payments_worker",
+        port=PAYMENTS,
+        metrics=METRICS + 6,
+        ready_path="/readyz",
+        endpoint="payments",
+        callbacks=True,
+        client=True,
+    ),
     Process("orders-maintenance", role="orders_maintenance", metrics=METRICS + 1),
     Process("orders-projector", role="orders_projector", metrics=METRICS + 4),
     Process(
@@ -95,28 +121,45 @@ class ProcessPart:
 
     async def prepare(self) -> Program:
         """See `Part`. Its environment names the servers, the database as its own role."""
-        where, role = self.addresses, self.process.role
+        where, role, settings = self.addresses, self.process.role, self.settings
         return Program(
             name=self.name,
             argv=self.process.argv or (str(_script(self.name)),),
             env={
-                **{name: value for name, value in os.environ.items() if name not in _OWNERS},
+                **{name: value for name, value in os.environ.items() if name not in _SECRETS},
                 **({"ORDERS_POSTGRES_URL": where.postgres_as(role)} if role else {}),
                 "ORDERS_VALKEY_URL": where.valkey,
                 "ORDERS_KAFKA_URL": where.kafka,
                 "ORDERS_ISSUER_URL": where.issuer,
-                "ORDERS_ORDERS_URL": f"http://{HOST}:{self.settings.port(ORDERS)}",
+                "ORDERS_ORDERS_URL": f"http://{HOST}:{settings.port(ORDERS)}",
+                "ORDERS_PROVIDER_URL": settings.provider_url or f"http://{HOST}:{settings.port(SANDBOX)}",
+                **(self._callbacks() if self.process.callbacks else {}),
+                **(self._client() if self.process.client else {}),
                 "ORDERS_HOST": HOST,
                 "ORDERS_PORT": str(self.port),
                 "ORDERS_METRICS_PORT": str(self.metrics_port),
-                "ORDERS_HOME": str(self.settings.home),
+                "ORDERS_HOME": str(settings.home),
                 **self.process.env,
             },
             ready=self._ready,
             ports=self.ports,
-            directory=self.settings.home,
+            directory=settings.home,
             grace_seconds=self.process.grace_seconds,
         )
+
+    def _callbacks(self) -> dict[str, str]:
+        given = self.settings.callback_secret
+        return {
+            "ORDERS_CALLBACK_URL": f"http://{HOST}:{self.settings.port(PAYMENTS)}/callbacks/sandbox",
+            "ORDERS_CALLBACK_SECRET": given.get_secret_value() if given else callback_secret(self.settings.home),
+        }
+
+    def _client(self) -> dict[str, str]:
+        if self.settings.issuer_url:  # which has clients of its own
+            names = ("ORDERS_CLIENT_ID", "ORDERS_CLIENT_SECRET")
+            return {name: os.environ[name] for name in names if name in os.environ}
+        secret = clients(self.settings.home)[DEVELOPMENT_CLIENT]
+        return {"ORDERS_CLIENT_ID": DEVELOPMENT_CLIENT, "ORDERS_CLIENT_SECRET": secret}
 
     async def _ready(self) -> bool:
         if self.process.ready_path:

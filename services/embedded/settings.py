@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 HOST = "127.0.0.1"  # a development stack trusts whoever reaches it, so nothing outside this machine may
 
 # Offsets from the port base. The base's own neighbours are for people, the rest mirror the servers' usual ports.
-ORDERS, CATALOG, CUSTOMERS, REALTIME, ISSUER = range(5)
+ORDERS, CATALOG, CUSTOMERS, REALTIME, ISSUER, SANDBOX, PAYMENTS = range(7)
 POSTGRES = 1032
 VALKEY = 1079
 KAFKA = 1092
@@ -32,6 +32,10 @@ class StackSettings(BaseSettings):
         default=None, description="host:port of a proxy before our own Kafka, by which all of its clients come"
     )
     issuer_url: str | None = Field(default=None, description="replaces the token issuer: an OIDC issuer")
+    provider_url: str | None = Field(default=None, description="replaces the payments sandbox: one that runs elsewhere")
+    callback_secret: SecretStr | None = Field(
+        default=None, description="what a payment provider signs its callbacks with; default: one of the sandbox's own"
+    )
     maven_url: str | None = Field(default=None, description="where the broker's jars come from; default: Maven Central")
     min_free_bytes: int = Field(default=2**30, ge=0, description="a start is refused with less free space in home")
 

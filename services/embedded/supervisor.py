@@ -56,7 +56,7 @@ class Stack:
         self._processes = [
             ProcessPart(process, settings, self.addresses)
             for process in processes
-            if not (settings.issuer_url and process.endpoint == "issuer")
+            if not {"issuer": settings.issuer_url, "provider": settings.provider_url}.get(process.endpoint or "")
         ]
         self._prepare = prepare
         self._healthy_seconds = healthy_seconds
@@ -156,6 +156,7 @@ class Stack:
             "valkey": self.addresses.valkey,
             "kafka": self.addresses.kafka,
             **({"issuer": self.addresses.issuer} if self.settings.issuer_url else {}),
+            **({"provider": self.settings.provider_url} if self.settings.provider_url else {}),
         }
 
 

@@ -6,34 +6,32 @@ A caller may repeat any of these with the same key: they are run again on a new 
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
 import orjson
 from prometheus_client import Counter
 
 from services.common import clock, ids
-from services.common.db import Database, LockTimeoutError, Refused, Row, TransientError, retried
+from services.common.db import Database, LockTimeoutError, Refused, TransientError, retried
 from services.common.errors import DomainError, not_found, unavailable
 from services.common.idempotency import key_reused
 from services.common.ids import OrderKey
 from services.common.money import AMOUNT_MAX
 from services.contracts.orders import Adjustment, Event, EventType, Order, OrderStatus, apply
-from services.orders import domain
+from services.orders import domain, steps
 from services.orders.domain import Command, Part
 from services.orders.repository import (
-    ADVANCE,
-    ALL_EVENTS,
     CREATE_MONTH,
     DELETE_KEYS,
     DELETE_KEYS_BATCH,
-    GET_EVENTS,
     LOCK,
     PLACE,
     REPLAY,
     order_from,
 )
 
+T = TypeVar("T")
 orders_placed_total = Counter("orders_placed_total", "Orders placed, replays not counted", ["currency"])
 order_commands_total = Counter("order_commands_total", "Commands carried out, replays not counted", ["command"])
 idempotency_replays_total = Counter("idempotency_replays_total", "Answers given again to a known key")
@@ -201,16 +199,15 @@ async def command_order(
     `request_in_progress`, 422 `invalid` (`parts` the order does not have), 503 `unavailable`.
     """
     event_id = ids.new_id(now)
-    by_id = {"order_id": order_key.order_id, "created_at": order_key.created_at, "shard": order_key.shard}
-    owner = {"user_id": caller.user_id, "any_owner": caller.any_owner}
 
     async def once() -> Outcome:
         async with database.transaction() as connection:
             rows = await judged(
                 LOCK.rows(
                     connection,
-                    **by_id,
-                    **owner,
+                    **order_key._asdict(),
+                    user_id=caller.user_id,
+                    any_owner=caller.any_owner,
                     subject=key.subject,
                     key=key.key,
                     request_hash=key.request_hash,
@@ -220,14 +217,19 @@ async def command_order(
             )
             if rows:
                 _check_version(rows[0]["version"], if_match)
-                # Read only now, in a snapshot taken after the lock was granted.
-                events = await GET_EVENTS.rows(connection, **by_id, **owner, after_version=0, limit=ALL_EVENTS)
-                before = order_from(events, ids.to_text(order_key.order_id))
-                step = domain.decide(before, command, parts)
-                event = _event(before, step, details, event_id=event_id, actor=caller.actor, now=now)
-                order = apply(before, event)
-                await judged(ADVANCE.rows(connection, **_advanced(before, order, event, event_id, traceparent, now)))
-                return Outcome(order, replayed=False)
+                order = await steps.read(connection, order_key)
+                step = domain.decide(order, command, parts)
+                taken = steps.take(
+                    connection,
+                    order,
+                    step,
+                    event_id=event_id,
+                    actor=caller.actor,
+                    now=now,
+                    traceparent=traceparent,
+                    details=details,
+                )
+                return Outcome(await judged(taken), replayed=False)
         return await _replayed(database, order_key.shard, key, missing=not_found())
 
     outcome = await retried(once)
@@ -245,78 +247,21 @@ def _check_version(current: int, if_match: int | None) -> None:
         )
 
 
-def _event(
-    order: Order, step: domain.Step, details: dict[str, Any], *, event_id: UUID, actor: str, now: datetime
-) -> Event:
-    """The event that `step` leaves on `order`."""
-    after = {
-        "status": step.status.value,
-        "payment_status": order.payment_status,
-        "currency": order.currency,
-        "total_amount": order.total_amount,
-        "user_id": order.user_id,
-    }
-    return Event(
-        event_id=ids.to_text(event_id),
-        order_id=order.order_id,
-        version=order.version + 1,
-        type=step.event.value,
-        occurred_at=clock.to_text(now),
-        actor=actor,
-        data={"change": {**details, **step.change}, "after": after},
-    )
-
-
-def _advanced(
-    before: Order, order: Order, event: Event, event_id: UUID, traceparent: str, now: datetime
-) -> dict[str, Any]:
-    """Parameters of ADVANCE: the rows are written from the fold, so they cannot differ from it."""
-    key = ids.order_key(ids.from_text(order.order_id))
-    changed = [item for item, old in zip(order.items, before.items, strict=True) if item != old]
-    stock = domain.stock_effect(before, order)
-    return {
-        "order_id": key.order_id,
-        "created_at": key.created_at,
-        "shard": key.shard,
-        "slice": key.shard % ids.SLICES,
-        "status": order.status,
-        "payment_status": order.payment_status,
-        "total_amount": order.total_amount,
-        "captured_amount": order.captured_amount,
-        "refunded_amount": order.refunded_amount,
-        "tracking": order.tracking,
-        "cancel_reason": order.cancel_reason,
-        "version": order.version,
-        "occurred_at": now,
-        "line_nos": [item.line_no for item in changed],
-        "shipped_quantities": [item.shipped_quantity for item in changed],
-        "returned_quantities": [item.returned_quantity for item in changed],
-        "product_ids": [ids.from_text(product_id) for product_id in stock],
-        "on_hand_deltas": [effect.on_hand for effect in stock.values()],
-        "reserved_deltas": [effect.reserved for effect in stock.values()],
-        "event_id": event_id,
-        "type": event.type,
-        "data": orjson.dumps(event.data).decode(),
-        "actor": event.actor,
-        "traceparent": traceparent,
-    }
-
-
 async def judged(
-    statement: Awaitable[list[Row]],
+    work: Awaitable[T],
     *,
     refusals: Mapping[str, tuple[int, str]] = REFUSALS,
     oversell: str = "out_of_stock",
     gate: str = "idempotency_keys",
-) -> list[Row]:
-    """The statement's rows, or the refusal that its error means.
+) -> T:
+    """What `work` gives, or the refusal that its error means.
 
     `refusals` are those it may raise, `oversell` the one that the CHECK on stock stands for, and `gate` what PostgreSQL
     names in the context of its error when it waited for another request with the same key. TransientError when a
     product changed before its stock was locked.
     """
     try:
-        return await statement
+        return await work
     except Refused as refused:
         if refused.code == PRODUCT_CHANGED:
             raise TransientError(refused.code) from refused

@@ -1,16 +1,20 @@
-"""Process `orders-maintenance`: makes next months' partitions, and deletes keys and inbox rows that are old enough."""
+"""Process `orders-maintenance`: expires unpaid orders, makes partitions in time, deletes old keys and inbox rows."""
 
 import asyncio
 import signal
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from functools import partial
 
 import structlog
 from prometheus_client import Counter, Gauge
 
 from services.common import clock, log, metrics
 from services.common.db import Database, LockTimeoutError, TransientError
-from services.orders import commands, queries
-from services.orders.projections import INBOX
+from services.common.errors import DomainError
+from services.common.outbox import Wake
+from services.orders import commands, expiry, queries
+from services.orders.repository import INBOX
 from services.orders.settings import OrdersSettings
 
 PROCESS = "orders-maintenance"
@@ -41,29 +45,47 @@ async def run_once(database: Database, settings: OrdersSettings, now: clock.Cloc
         logger.info("inbox.forgotten", rows=forgotten)
 
 
+async def expire_once(database: Database, wake: Callable[[], None], now: clock.Clock = clock.now) -> None:
+    """Orders whose time for payment has passed are cancelled, and the relay knows of it."""
+    if expired := await expiry.expire_orders(database, now()):
+        wake()
+        logger.info("orders.expired", orders=expired)
+
+
 async def run(settings: OrdersSettings) -> None:
-    """Rounds until SIGTERM or SIGINT; a round that fails is logged, counted and tried again soon."""
+    """Rounds until SIGTERM or SIGINT: upkeep and expiry side by side, each with a connection when it needs one."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    database = Database(settings.postgres_url, application_name=PROCESS, size_max=1)
-    opened = False
+    database = Database(settings.postgres_url, application_name=PROCESS, size_min=0, size_max=2)
+    await database.open()
+    wake = Wake(settings.valkey_url, "orders")
+    wake.start()
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            upkeep = partial(run_once, database, settings)
+            tasks.create_task(_rounds(stop, upkeep, settings.maintenance_interval_seconds))
+            expire = partial(expire_once, database, wake)
+            tasks.create_task(_rounds(stop, expire, settings.expiry_interval_seconds))
+    finally:
+        await wake.close()
+        await database.close()
+
+
+async def _rounds(stop: asyncio.Event, work: Callable[[], Awaitable[None]], interval_seconds: float) -> None:
+    """`work`, again and again until `stop`; when it fails in passing it is logged, counted and tried again soon."""
     while not stop.is_set():
-        pause = settings.maintenance_interval_seconds
+        pause = interval_seconds
         try:
-            if not opened:
-                await database.open()
-                opened = True
-            await run_once(database, settings)
-        except (TransientError, LockTimeoutError) as error:
+            await work()
+        except (TransientError, LockTimeoutError, DomainError) as error:
             maintenance_failures_total.labels(type(error).__name__).inc()
             logger.warning("maintenance.failed", error=repr(error))
-            pause = RETRY_SECONDS
+            pause = min(pause, RETRY_SECONDS)
         try:
             await asyncio.wait_for(stop.wait(), pause)
         except TimeoutError:
             continue
-    await database.close()
 
 
 def main() -> None:

@@ -10,13 +10,12 @@ import orjson
 from services.common import ids
 from services.common.db import Database
 from services.common.handle import PoisonError
-from services.common.inbox import Arrival, Inbox, Verdict, arrival
+from services.common.inbox import Arrival, Verdict, arrival
 from services.common.money import PRICE_MAX
 from services.common.stream import Received
 from services.contracts.catalog import Product, ProductEventType, product_of
-from services.orders.repository import COPY_PRODUCTS
+from services.orders.repository import COPY_PRODUCTS, INBOX
 
-INBOX: Final = Inbox("orders", "orders-projector")
 _KNOWN: Final = frozenset(ProductEventType)
 
 

@@ -1,17 +1,22 @@
-"""Process `orders-projector`: keeps in orders.products what orders need of the catalogue, from the catalogue's events.
+"""Process `orders-projector`: carries out on orders what others' events say.
 
-Settings, one database, one consumer, one function that applies a batch: docs/consuming.md.
+Of the catalogue it keeps what orders need in orders.products; what payments say moves their orders. Settings, one
+database, one consumer, one function a topic that applies a batch: docs/consuming.md.
 """
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from services.common import log, metrics
 from services.common.consumer import Consumer
 from services.common.db import Database
+from services.common.handle import Handle
+from services.common.outbox import Wake
 from services.common.process import until_stopped
-from services.contracts.envelope import CATALOG_TOPIC
-from services.orders import projections
+from services.common.stream import Received
+from services.contracts.envelope import CATALOG_TOPIC, PAYMENTS_TOPIC
+from services.orders import projections, settlements
 from services.orders.settings import OrdersSettings
 
 PROCESS = "orders-projector"
@@ -22,16 +27,27 @@ async def run(settings: OrdersSettings) -> None:
     # One connection, made when it is first wanted: the database may be away at the start.
     database = Database(settings.postgres_url, application_name=PROCESS, size_min=0, size_max=1)
     await database.open()
+    wake = Wake(settings.valkey_url, "orders")
+    wake.start()
+    handlers: dict[str, Handle] = {
+        CATALOG_TOPIC: partial(projections.copy_products, database),
+        PAYMENTS_TOPIC: partial(settlements.settle_orders, database, wake),
+    }
+
+    async def handle(topic: str, messages: Sequence[Received]) -> Mapping[str, int]:
+        return await handlers[topic](topic, messages)
+
     consumer = Consumer(
         settings.kafka_url,
         group=PROCESS,
-        topics=[CATALOG_TOPIC],
-        handle=partial(projections.copy_products, database),
+        topics=list(handlers),
+        handle=handle,
         stuck_after_seconds=settings.consumer_stuck_after_seconds,
     )
     try:
         await until_stopped(consumer.run())
     finally:
+        await wake.close()
         await database.close()
 
 

@@ -9,8 +9,9 @@ from sqlalchemy.dialects.postgresql import ARRAY
 
 from services.common import clock, db, ids
 from services.common.db import Row, Statement
+from services.common.inbox import Inbox
 from services.contracts.orders import Event, Order, fold
-from services.orders.tables import metadata
+from services.orders.tables import SCHEMA, metadata
 
 # A parameter named like a column has its type; these are the others. What is in neither is text.
 _TYPES: Final[dict[str, sa.types.TypeEngine[Any]]] = {
@@ -42,7 +43,11 @@ _TYPES: Final[dict[str, sa.types.TypeEngine[Any]]] = {
     "before_id": sa.Uuid(),
     "month": sa.Date(),
     "older_than": sa.TIMESTAMP(timezone=True),
+    "now": sa.TIMESTAMP(timezone=True),
 }
+
+# What the projector has applied already, of all its topics.
+INBOX: Final = Inbox(SCHEMA, "orders-projector")
 
 
 def statement(name: str, sql: str) -> Statement:
@@ -244,6 +249,36 @@ SELECT o.version
 FROM gate CROSS JOIN orders.orders o
 WHERE o.order_id = :order_id AND o.created_at = :created_at AND o.shard = :shard
 FOR NO KEY UPDATE OF o
+""",
+)
+
+# A process's lock: it has no key, what it has done already is seen in the order. No row: there is no such order.
+LOCK_ORDER = statement(
+    "lock_order_by_id",
+    """
+SELECT version FROM orders.orders
+WHERE order_id = :order_id AND created_at = :created_at AND shard = :shard
+FOR NO KEY UPDATE
+""",
+)
+
+# Index: (expires_at) of the pending ones, of each month; oldest first.
+GET_EXPIRED = statement(
+    "get_expired",
+    """
+SELECT order_id, created_at, shard, expires_at FROM orders.orders
+WHERE status = 'pending' AND expires_at <= :now ORDER BY expires_at LIMIT :limit
+""",
+)
+
+# No row: it is pending no more, or somebody changes it just now.
+LOCK_EXPIRED = statement(
+    "lock_expired",
+    """
+SELECT version FROM orders.orders
+WHERE order_id = :order_id AND created_at = :created_at AND shard = :shard
+  AND status = 'pending' AND expires_at <= :now
+FOR NO KEY UPDATE SKIP LOCKED
 """,
 )
 

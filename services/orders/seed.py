@@ -32,6 +32,7 @@ from services.orders.histories import (
     silent,
     unhurried,
 )
+from services.orders.steps import data_of
 
 CURRENCY: Final = "USD"
 PRICES: Final = (499, 999, 1_499, 1_999, 2_999, 4_999, 9_999, 14_999)  # minor units
@@ -340,23 +341,16 @@ def _changed(
     order: Order, command: Command, buyer: UUID, chance: random.Random
 ) -> tuple[EventType, str, dict[str, Any]]:
     """Type, actor and `data` of the event that `command` leaves on `order`."""
-    step = domain.decide(order, command)
     actor = ACTOR
-    change: dict[str, Any] = dict(step.change)
+    details: dict[str, Any] = {}
     if command is Command.SHIP:
-        change["tracking"] = f"1Z{chance.randrange(10**10):010d}"
+        details["tracking"] = f"1Z{chance.randrange(10**10):010d}"
     elif command is Command.CANCEL:
         reason = chance.choice((CancelReason.CUSTOMER, CancelReason.CUSTOMER, CancelReason.STAFF))
         actor = f"user:{buyer}" if reason is CancelReason.CUSTOMER else ACTOR
-        change["cancel_reason"] = reason
-    after = {
-        "status": step.status,
-        "payment_status": order.payment_status,
-        "currency": order.currency,
-        "total_amount": order.total_amount,
-        "user_id": order.user_id,
-    }
-    return step.event, actor, {"change": change, "after": after}
+        details["cancel_reason"] = reason
+    step = domain.decide(order, command)
+    return step.event, actor, data_of(order, step, details)
 
 
 async def _load(connection: WriteConnection, batch: Sequence[_History]) -> int:

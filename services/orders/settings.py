@@ -16,6 +16,9 @@ class OrdersSettings(ProcessSettings):
     )
     months_ahead: int = Field(default=3, ge=1, le=24, description="partitions made ahead of the current month")
     maintenance_interval_seconds: float = Field(default=3600, gt=0, description="how often maintenance looks")
+    expiry_interval_seconds: float = Field(
+        default=5.0, gt=0, description="how often maintenance looks for orders that have waited long enough for payment"
+    )
     keys_kept_days: int = Field(default=30, ge=1, description="how long idempotency keys are kept")
     inbox_kept_days: int = Field(
         default=30,

@@ -38,20 +38,20 @@ JOIN LATERAL (
 ) e ON TRUE
 """
 
-# Of products the row itself is the event.
-_READ_CATALOG: Final = """
+# Of products and payments the row itself is the event.
+_READ_WHOLE: Final = """
 SELECT o.slice, o.position, o.aggregate_id, o.version, o.event_id, o.type, o.data::text AS data, o.actor,
-       o.traceparent, o.occurred_at, {parked_version}
+       o.traceparent, o.occurred_at, {{parked_version}}
 FROM unnest(:slices) AS s (slice)
 CROSS JOIN LATERAL (
-    SELECT * FROM catalog.outbox o WHERE o.slice = s.slice ORDER BY o.position LIMIT :rows
+    SELECT * FROM {name}.outbox o WHERE o.slice = s.slice ORDER BY o.position LIMIT :rows
 ) o
 """
 
-_OLDEST_CATALOG: Final = """
+_OLDEST_WHOLE: Final = """
 SELECT min(o.occurred_at)
 FROM generate_series(0, 15) AS s (slice)
-CROSS JOIN LATERAL (SELECT * FROM catalog.outbox o WHERE o.slice = s.slice ORDER BY o.position LIMIT 1) o
+CROSS JOIN LATERAL (SELECT * FROM {name}.outbox o WHERE o.slice = s.slice ORDER BY o.position LIMIT 1) o
 """
 
 ORDERS: Final = Outbox(
@@ -69,11 +69,20 @@ CATALOG: Final = Outbox(
     source=envelope.CATALOG_SOURCE,
     aggregate="aggregate_id",
     id_member="product_id",
-    read_sql=_READ_CATALOG,
-    oldest_sql=_OLDEST_CATALOG,
+    read_sql=_READ_WHOLE.format(name="catalog"),
+    oldest_sql=_OLDEST_WHOLE.format(name="catalog"),
+)
+PAYMENTS: Final = Outbox(
+    name="payments",
+    topic=envelope.PAYMENTS_TOPIC,
+    source=envelope.PAYMENTS_SOURCE,
+    aggregate="aggregate_id",
+    id_member="order_id",
+    read_sql=_READ_WHOLE.format(name="payments"),
+    oldest_sql=_OLDEST_WHOLE.format(name="payments"),
 )
 
-OUTBOXES: Final[Sequence[Outbox]] = (ORDERS, CATALOG)
+OUTBOXES: Final[Sequence[Outbox]] = (ORDERS, CATALOG, PAYMENTS)
 
 # One index read for each slice that this relay has.
 _LOOK: Final = """

@@ -8,16 +8,17 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped] # it ships no types
 
-from services.contracts import catalog
+from services.contracts import catalog, payments
 from services.contracts.catalog import ProductEventType, product_of
 from services.contracts.compatibility import breaking
 from services.contracts.orders import Adjustment, Event, EventType, Item, Order, OrderStatus, PaymentStatus, apply
+from services.contracts.payments import PaymentEventType, payment_of
 from services.contracts.schema import Schema, example, inlined, load_all
 from services.orders.domain import CancelReason
 from tests.contracts.events import check, closed, schemas, validator
 
 RELEASED = Path(__file__).resolve().parents[2] / "docs" / "events"
-TYPES = [f"{type_}.v1" for type_ in (*EventType, *ProductEventType)]
+TYPES = [f"{type_}.v1" for type_ in (*EventType, *ProductEventType, *PaymentEventType)]
 
 
 def members(dataclass: Any) -> set[str]:
@@ -76,6 +77,11 @@ def test_the_python_types_have_the_members_that_the_schemas_name() -> None:
             inlined(schemas()["product.changed.v1"])["properties"]["data"]["properties"]["product"],
             members(catalog.Product),
         ),
+        (inlined(schemas()["payment.captured.v1"]), members(payments.PaymentEvent)),
+        (
+            inlined(schemas()["payment.captured.v1"])["properties"]["data"]["properties"]["payment"],
+            members(payments.Payment),
+        ),
     ):
         assert set(found["required"]) == set(found["properties"]) == names
 
@@ -103,6 +109,18 @@ def test_the_examples_of_an_order_fold_and_a_products_is_read() -> None:
         1,
     )
     assert product_of(example(schemas()["product.changed.v1"])).version == 2
+    for type_ in PaymentEventType:
+        event = example(schemas()[f"{type_}.v1"])
+        assert payment_of(event).version == event["version"]
+
+
+def test_the_examples_of_a_paid_order_fold() -> None:
+    order = None
+    paid = ("placed", "payment_authorized", "confirmed", "shipped", "payment_captured", "delivered", "refunded")
+    for version, type_ in enumerate(paid, start=1):
+        order = apply(order, Event(**{**example(schemas()[f"order.{type_}.v1"]), "version": version}))
+    assert order is not None
+    assert (order.payment_status, order.captured_amount, order.refunded_amount) == ("partially_refunded", 6497, 2165)
 
 
 def test_no_consumer_of_the_released_schemas_is_broken() -> None:

@@ -34,18 +34,21 @@ def shipped(**change: Any) -> Event:
     return Event(**event)
 
 
-@given(TRACKING, PARTS)
+@given(TRACKING, PARTS, st.booleans())
 def test_every_event_of_the_first_version_is_one_of_the_second(
-    tracking: str | None, items: list[dict[str, int]]
+    tracking: str | None, items: list[dict[str, int]], older: bool
 ) -> None:
-    old = shipped(tracking=tracking, items=items)
+    old = shipped(tracking=tracking, items=items, amount=7)
+    if older:  # from before there was an amount
+        del old.data["change"]["amount"]
     validator(closed(V1)).validate(asdict(old))
     before = copy.deepcopy(old)
     new = upcast(old)
     assert old == before, "it is not to be changed"
     validator(closed(V2)).validate(asdict(new))
     assert new.type == "order.shipped.v2"
-    assert new.data["change"] == {"parcels": [{"tracking": tracking, "items": items}]}
+    amount = {} if older else {"amount": 7}
+    assert new.data["change"] == {"parcels": [{"tracking": tracking, "items": items}], **amount}
     assert new.data["after"] == old.data["after"]
     assert (new.event_id, new.order_id, new.version, new.occurred_at, new.actor) == (
         *(old.event_id, old.order_id, old.version, old.occurred_at, old.actor),

@@ -75,7 +75,7 @@ class Home:
     def assert_nothing_is_left(self) -> None:
         """No process, no port, no lock, no record, no endpoints."""
         assert self.processes() == []
-        for offset in (0, 1, 3, 4, 1032, 1079, 1092, 1093, 1100, 1101, 1102, 1103, 1104, 1105):
+        for offset in (0, 1, 3, 4, 5, 6, 1032, 1079, 1092, 1093, *range(1100, 1107)):
             with socket.create_server(("127.0.0.1", self.port_base + offset)):
                 pass
         assert not (self.path / "endpoints.json").exists()
@@ -187,15 +187,14 @@ async def _an_order_is_watched_to_its_end(home: Home, endpoints: dict[str, Any],
 async def test_up_serves_what_it_prints_stops_on_sigterm_and_keeps_its_data(home: Home) -> None:
     async with _up(home) as (endpoints, printed):
         base = home.port_base
-        assert endpoints["orders"] == f"http://127.0.0.1:{base}"
-        assert endpoints["catalog"] == f"http://127.0.0.1:{base + 1}"
+        for offset, name in ((0, "orders"), (1, "catalog"), (4, "issuer"), (5, "provider"), (6, "payments")):
+            assert endpoints[name] == f"http://127.0.0.1:{base + offset}"
         assert endpoints["realtime"] == f"ws://127.0.0.1:{base + 3}"
-        assert endpoints["issuer"] == f"http://127.0.0.1:{base + 4}"
         assert endpoints["valkey"].startswith(f"redis://127.0.0.1:{base + 1079}")
         assert endpoints["kafka"] == f"127.0.0.1:{base + KAFKA}"
         assert endpoints["postgres"].startswith("postgresql://orders_inspect:")
         ours = {"orders-api", "catalog-api", "outbox-relay", "orders-maintenance", "orders-projector"}
-        assert ours | {"realtime-gateway"} <= set(endpoints["metrics"])
+        assert ours | {"realtime-gateway", "payments-worker"} <= set(endpoints["metrics"])
         async with httpx.AsyncClient() as client:
             for name, url in endpoints["metrics"].items():
                 assert f'process_info{{process="{name}"}}' in (await client.get(url)).text
@@ -210,6 +209,8 @@ async def test_up_serves_what_it_prints_stops_on_sigterm_and_keeps_its_data(home
             "orders-projector",
             "realtime-gateway",
             "token-issuer",
+            "payments-sandbox",
+            "payments-worker",
         ):
             assert name in running, "a process shows its name in its command line"
 
@@ -274,6 +275,12 @@ ALONE = {
     "realtime-gateway": Alone("services.realtime.api", ("realtime", "common", "contracts"), None, "/healthz"),
     "token-issuer": Alone(
         "services.embedded.issuer", ("embedded", "common", "contracts"), None, "/.well-known/openid-configuration"
+    ),
+    "payments-worker": Alone(
+        "services.payments.worker", ("payments", "common", "contracts"), "payments_worker", "/readyz"
+    ),
+    "payments-sandbox": Alone(
+        "services.embedded.payments_sandbox", ("embedded", "common", "contracts"), None, "/healthz"
     ),
 }
 

@@ -18,6 +18,7 @@ from services.cli import migrate
 from services.common import clock, ids
 from services.embedded.supervisor import Stack
 from services.orders import tables as orders
+from services.payments import tables as payments
 from services.relay import tables as relay
 from tests.conftest import AsRole, with_database
 
@@ -48,7 +49,7 @@ async def test_up_down_and_up_again_leaves_no_drift(empty_url: str) -> None:
     await asyncio.to_thread(command.check, configuration)  # raises on any difference; partitions are out of sight
     await asyncio.to_thread(command.downgrade, configuration, "base")
     left = await connection.fetchval(
-        "SELECT count(*) FROM pg_namespace WHERE nspname IN ('orders', 'catalog', 'relay')"
+        "SELECT count(*) FROM pg_namespace WHERE nspname IN ('orders', 'catalog', 'payments', 'relay')"
     )
     assert left == 0
     await asyncio.to_thread(migrate.upgrade, empty_url)
@@ -69,13 +70,14 @@ async def test_checks_in_the_database_are_those_in_code(owner: "Connection") -> 
         for row in await owner.fetch(
             "SELECT n.nspname AS schema, c.relname AS table, k.conname AS name FROM pg_constraint k"
             " JOIN pg_class c ON c.oid = k.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace"
-            " WHERE k.contype = 'c' AND NOT c.relispartition AND n.nspname IN ('orders', 'catalog', 'relay')"
+            " WHERE k.contype = 'c' AND NOT c.relispartition"
+            " AND n.nspname IN ('orders', 'catalog', 'payments', 'relay')"
         )
     }
     preparer = postgresql.dialect().identifier_preparer  # type: ignore[no-untyped-call] # SQLAlchemy has no types here
     declared = {
         (table.schema, table.name, preparer.format_constraint(constraint))
-        for metadata in (orders.metadata, catalog.metadata, relay.metadata)
+        for metadata in (orders.metadata, catalog.metadata, payments.metadata, relay.metadata)
         for table in metadata.tables.values()
         for constraint in table.constraints
         if isinstance(constraint, sa.CheckConstraint)
@@ -134,6 +136,9 @@ async def test_no_process_may_touch_a_partition_or_change_an_event(
     await connection.close()
 
 
+PROCESSES = ("orders_maintenance", "orders_projector")  # that change orders as nobody's command
+
+
 # Everything a process may do to a table; what is not here is refused.
 GRANTS = {
     ("catalog_api", "catalog.outbox"): {"INSERT"},
@@ -149,16 +154,30 @@ GRANTS = {
     ("orders_api", "orders.products"): {"SELECT"},
     ("orders_maintenance", "orders.idempotency_keys"): {"SELECT", "DELETE"},
     ("orders_maintenance", "orders.inbox"): {"SELECT", "DELETE"},
+    ("orders_maintenance", "orders.inventory"): {"SELECT"},
     ("orders_maintenance", "orders.months"): {"SELECT"},
+    ("orders_maintenance", "orders.order_events"): {"SELECT", "INSERT"},
+    ("orders_maintenance", "orders.order_items"): {"SELECT", "UPDATE"},
+    ("orders_maintenance", "orders.orders"): {"SELECT", "UPDATE"},
+    ("orders_maintenance", "orders.outbox"): {"INSERT"},
     ("orders_projector", "orders.inbox"): {"SELECT", "INSERT", "UPDATE"},
     ("orders_projector", "orders.inventory"): {"SELECT"},
+    ("orders_projector", "orders.order_events"): {"SELECT", "INSERT"},
+    ("orders_projector", "orders.order_items"): {"SELECT", "UPDATE"},
+    ("orders_projector", "orders.orders"): {"SELECT", "UPDATE"},
+    ("orders_projector", "orders.outbox"): {"INSERT"},
     ("orders_projector", "orders.products"): {"SELECT", "INSERT", "UPDATE"},
     ("outbox_relay", "catalog.outbox"): {"SELECT", "DELETE"},
     ("outbox_relay", "orders.order_events"): {"SELECT"},
     ("outbox_relay", "orders.outbox"): {"SELECT", "DELETE"},
+    ("outbox_relay", "payments.outbox"): {"SELECT", "DELETE"},
     ("outbox_relay", "relay.members"): {"SELECT", "INSERT", "UPDATE", "DELETE"},
     ("outbox_relay", "relay.parked"): {"SELECT", "INSERT"},
     ("outbox_relay", "relay.slices"): {"SELECT", "UPDATE"},
+    ("payments_worker", "payments.inbox"): {"SELECT", "INSERT", "UPDATE", "DELETE"},
+    ("payments_worker", "payments.outbox"): {"INSERT"},
+    ("payments_worker", "payments.payments"): {"SELECT", "INSERT", "UPDATE"},
+    ("payments_worker", "payments.steps"): {"SELECT", "INSERT", "UPDATE", "DELETE"},
 }
 
 
@@ -166,7 +185,7 @@ async def test_grants_are_those_written_here(owner: "Connection") -> None:
     rows = await owner.fetch(
         "SELECT a.grantee::regrole::text AS role, n.nspname || '.' || c.relname AS table, a.privilege_type AS privilege"
         " FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace CROSS JOIN LATERAL aclexplode(c.relacl) a"
-        " WHERE n.nspname IN ('orders', 'catalog', 'relay') AND a.grantee <> c.relowner"
+        " WHERE n.nspname IN ('orders', 'catalog', 'payments', 'relay') AND a.grantee <> c.relowner"
     )
     found: dict[tuple[str, str], set[str]] = {}
     for row in rows:
@@ -174,13 +193,15 @@ async def test_grants_are_those_written_here(owner: "Connection") -> None:
     assert found == GRANTS
 
 
-async def test_of_a_table_s_columns_one_is_granted_alone(owner: "Connection") -> None:
+async def test_of_the_columns_of_stock_each_process_changes_only_its_own(owner: "Connection") -> None:
     rows = await owner.fetch(
         "SELECT a.grantee::regrole::text AS role, c.relname || '.' || t.attname AS column, a.privilege_type"
         " FROM pg_attribute t JOIN pg_class c ON c.oid = t.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace"
-        " CROSS JOIN LATERAL aclexplode(t.attacl) a WHERE n.nspname IN ('orders', 'catalog', 'relay')"
+        " CROSS JOIN LATERAL aclexplode(t.attacl) a WHERE n.nspname IN ('orders', 'catalog', 'payments', 'relay')"
     )
-    assert [tuple(row) for row in rows] == [("orders_projector", "inventory.product_version", "UPDATE")]
+    moved = [(role, f"inventory.{c}", "UPDATE") for role in PROCESSES for c in ("on_hand", "reserved", "version")]
+    copied = [("orders_projector", "inventory.product_version", "UPDATE")]
+    assert sorted(tuple(row) for row in rows) == sorted(moved + copied)
 
 
 async def test_a_month_is_made_once_and_is_like_its_siblings(owner: "Connection") -> None:

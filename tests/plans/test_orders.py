@@ -247,12 +247,38 @@ async def test_commands_lock_and_change_one_partition_by_primary_key(
         actor="process:test",
         traceparent=None,
     )
-    for plan in (lock, advance):
+    by_process = await explain(repository.LOCK_ORDER, **key._asdict())
+    for plan in (lock, by_process, advance):
         assert plan.scanned() == set()
         assert plan.partitions("orders") == {f"orders_{key.created_at:%Y_%m}"}
         assert plan.indexes("orders_2") <= NAMES_AN_ORDER
     assert advance.indexes("inventory") == {"pk_inventory"}
     assert advance.rows_read() == 3  # the order, and the product's stock to lock and to update
+
+
+async def test_what_has_expired_is_found_among_those_that_wait_and_nowhere_else(
+    explain: Explain, owner: "Connection", history: list[ids.OrderKey]
+) -> None:
+    # Of each month a few thousand orders; pending ones wait for payment, and of two months some wait too long.
+    now = clock.now()
+    await owner.execute(
+        "UPDATE orders.orders SET expires_at = $1::timestamptz + INTERVAL '10 min' WHERE status = 'pending'", now
+    )
+    for key, late in ((history[0], 2), (history[-1], 1)):
+        await owner.execute(
+            "UPDATE orders.orders SET status = 'pending', expires_at = $2::timestamptz - make_interval(mins => $3)"
+            " WHERE order_id = $1",
+            *(key.order_id, now, late),
+        )
+    await owner.execute("ANALYZE orders.orders")
+    plan = await explain(repository.GET_EXPIRED, now=now, limit=500)
+    assert plan.indexes("orders_2") == {"_expires_at_idx"}
+    assert not plan.node_types() & DEAR, "each index gives its own in their order"
+    assert plan.rows_read() == 2
+    lock = await explain(repository.LOCK_EXPIRED, **history[0]._asdict(), now=now)
+    assert lock.partitions("orders") == {f"orders_{history[0].created_at:%Y_%m}"}
+    assert lock.indexes("orders_2") <= {*NAMES_AN_ORDER, "_expires_at_idx"}
+    assert lock.rows_read() <= 1
 
 
 async def test_a_replay_reads_one_partition_by_primary_key(

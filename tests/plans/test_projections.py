@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from services.common import clock
-from services.orders.projections import INBOX
-from services.orders.repository import COPY_PRODUCTS
+from services.orders.repository import COPY_PRODUCTS, INBOX
 from tests.plans.conftest import Explain
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import pytest
 
 from services.common import clock, ids
 from services.relay.outbox import SLICES, Outbox
-from services.relay.outboxes import CATALOG, ORDERS, OUTBOXES, looking, observing
+from services.relay.outboxes import CATALOG, ORDERS, OUTBOXES, PAYMENTS, looking, observing
 from tests.plans.conftest import Explain
 from tests.plans.test_orders import plant
 
@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 ROWS = 3200
 
 
-@pytest.fixture(params=[ORDERS, CATALOG], ids=lambda outbox: outbox.name)
+@pytest.fixture(params=OUTBOXES, ids=lambda outbox: outbox.name)
 async def outbox(request: pytest.FixtureRequest, owner: "Connection") -> Outbox:
     """Each outbox, with 200 rows of as many aggregates in each slice."""
-    if request.param is CATALOG:
+    if request.param in {CATALOG, PAYMENTS}:
         await owner.execute(
-            "INSERT INTO catalog.outbox (slice, aggregate_id, version, event_id, type, data, actor, occurred_at)"
-            " SELECT n % 16, uuidv7(), 1, uuidv7(), 'product.created', '{}', 'process:test', now()"
+            f"INSERT INTO {request.param.name}.outbox"  # noqa: S608 # a name of ours
+            " (slice, aggregate_id, version, event_id, type, data, actor, occurred_at)"
+            " SELECT n % 16, uuidv7(), 1, uuidv7(), 'test', '{}', 'process:test', now()"
             " FROM generate_series(1, $1) n",
             ROWS,
         )

@@ -22,8 +22,9 @@ def upcast(event: Event) -> Event:
 def _in_parcels(event: Event) -> Event:
     """Version 1 is version 2 with one parcel: nothing is lost, and nothing is made up."""
     change = event.data["change"]
-    parcel = {"tracking": change["tracking"], "items": change["items"]}
-    return replace(event, type="order.shipped.v2", data={**event.data, "change": {"parcels": [parcel]}})
+    parcel = {name: change[name] for name in ("tracking", "items")}
+    rest = {name: value for name, value in change.items() if name not in parcel}
+    return replace(event, type="order.shipped.v2", data={**event.data, "change": {"parcels": [parcel], **rest}})
 
 
 _STEPS: Mapping[str, Callable[[Event], Event]] = {"order.shipped": _in_parcels}  # from each type to its next version

@@ -90,11 +90,11 @@ async def test_events_say_what_moved_and_the_last_tracking_given_stays(shop: Sho
     assert [
         (event["type"], event["data"]["change"]) for event in [await change(shop, order, n) for n in range(2, 7)]
     ] == [
-        ("order.shipped", items((1, 1), (2, 1), tracking="A")),
-        ("order.shipped", items((1, 1), tracking=None)),
-        ("order.shipped", items((2, 1), tracking="B")),
+        ("order.shipped", items((1, 1), (2, 1), tracking="A", amount=3998)),
+        ("order.shipped", items((1, 1), tracking=None, amount=1999)),
+        ("order.shipped", items((2, 1), tracking="B", amount=1999)),
         ("order.delivered", {}),
-        ("order.returned", items((2, 2))),
+        ("order.returned", items((2, 2), amount=3998)),
     ]
     assert order["tracking"] == "B"
 

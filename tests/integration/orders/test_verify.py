@@ -11,7 +11,8 @@ import orjson
 import pytest
 
 from services.common import clock, ids
-from services.orders.invariants import INVARIANTS, SHOWN_MAX, verify
+from services.orders.invariants import SHOWN_MAX, verify
+from services.orders.rules import INVARIANTS
 from tests.conftest import with_database
 from tests.shop import Shop
 
@@ -65,6 +66,34 @@ CORRUPTIONS: dict[str, tuple[str, set[str]]] = {
         UPDATE orders.orders SET status = 'delivered', version = 2
         """,
         {"legal_transitions"},
+    ),
+    "money from nowhere": (
+        "UPDATE orders.orders SET captured_amount = 1",
+        {"payment_status_is_true", "order_row_is_fold"},
+    ),
+    "more captured than there is to pay": (
+        "ALTER TABLE orders.orders DROP CONSTRAINT ck_orders_captured_amount;"
+        " UPDATE orders.orders SET captured_amount = total_amount + 1, payment_status = 'captured'",
+        {"amounts_within_total", "payment_status_is_true", "order_row_is_fold"},
+    ),
+    "confirmed and not paid": (
+        "UPDATE orders.orders SET payment_status = 'unpaid', payment_method = 'pm_card'",
+        {"payment_status_is_true", "order_row_is_fold"},
+    ),
+    "cancelled for a payment that had not failed": (
+        "UPDATE orders.orders SET status = 'cancelled', cancel_reason = 'payment_failed', payment_method = 'pm_card',"
+        " payment_status = 'authorized'",
+        {"payment_status_is_true", "order_row_is_fold", "stock_reserved"},
+    ),
+    "a payment that nobody has told of": (
+        """
+        INSERT INTO orders.order_events SELECT order_id, created_at, shard, 2, event_id, 'order.payment_authorized',
+            jsonb_build_object('change', '{"amount": 1}'::jsonb,
+                'after', jsonb_set(data -> 'after', '{payment_status}', '"authorized"')),
+            actor, traceparent, occurred_at FROM orders.order_events;
+        UPDATE orders.orders SET payment_status = 'authorized', version = 2
+        """,
+        {"legal_transitions", "payment_status_is_true"},
     ),
     "placed as delivered": (
         """

@@ -121,6 +121,22 @@ def test_the_last_tracking_that_was_given_stays() -> None:
     assert order.items[0].shipped_quantity == 4
 
 
+def test_amounts_are_as_the_last_event_of_their_kind_has_them_in_all() -> None:
+    order = fold([placed(9)])
+    steps = [
+        (EventType.PAYMENT_AUTHORIZED, {"amount": 9}, (0, 0)),
+        (EventType.CONFIRMED, {}, (0, 0)),
+        (EventType.PAYMENT_CAPTURED, {"amount": 4, "captured_amount": 4}, (4, 0)),
+        (EventType.PAYMENT_CAPTURED, {"amount": 5, "captured_amount": 9}, (9, 0)),
+        (EventType.REFUNDED, {"amount": 2, "refunded_amount": 2}, (9, 2)),
+        (EventType.REFUNDED, {"amount": 1, "refunded_amount": 3}, (9, 3)),
+    ]
+    for version, (type_, change, amounts) in enumerate(steps, start=2):
+        order = apply(order, event(version, type_, change, payment_status=f"p{version}"))
+        assert (order.captured_amount, order.refunded_amount) == amounts
+        assert order.payment_status == f"p{version}"
+
+
 def test_an_unknown_type_moves_version_time_and_header_only() -> None:
     before = fold([placed(2)])
     after = apply(before, event(2, "order.gift_wrapped", {"ribbon": "red"}, status="pending", total_amount=9))

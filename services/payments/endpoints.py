@@ -1,0 +1,81 @@
+"""HTTP only: callbacks of the provider, and how the process is. `routes` says which path each of these answers."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import structlog
+from fastapi import Request, Response
+from prometheus_client import Counter
+
+from services.common.db import Database, TransientError, retried
+from services.common.errors import DomainError, invalid, not_found, unavailable
+from services.common.http import JsonResponse, parsed_json, read_body
+from services.common.signature import is_signed
+from services.payments import commands, queries
+
+SIGNATURE: Final = "Payment-Signature"
+
+log = structlog.get_logger()
+payment_callbacks_total = Counter("payment_callbacks_total", "Callbacks, by what became of them", ["outcome"])
+
+
+@dataclass(slots=True)
+class Context:
+    """What the endpoints of this process work with. `hastened` is called when a step became due."""
+
+    database: Database
+    provider: str
+    secret: bytes
+    hastened: Callable[[], None]
+    degraded: Callable[[], list[str]] = list
+
+
+def context(request: Request) -> Context:
+    """The context of the process that serves `request`."""
+    found = request.app.state.context
+    assert isinstance(found, Context)  # noqa: S101 # set by the process
+    return found
+
+
+async def post_callback(request: Request) -> Response:
+    """POST /callbacks/{provider}: a hint that the payment of an order has changed.
+
+    Nothing of it is believed but which order it is about, and that only when it is signed: the order's step, if one is
+    open, is due now, and the provider's answer to a look-up tells the truth. 401 `unsigned`, 404, 422, 503.
+    """
+    at = context(request)
+    if request.path_params["provider"] != at.provider:
+        raise not_found()
+    body = await read_body(request)
+    if not is_signed(request.headers.get(SIGNATURE), at.secret, body, now=time.time()):
+        payment_callbacks_total.labels("unsigned").inc()
+        log.warning("payments.callback_unsigned")
+        raise DomainError("unsigned", 401, f"{SIGNATURE} is missing, too old, or not by whoever knows the secret.")
+    try:
+        order_id = str(parsed_json(body)["order_id"])
+        outcome = "hastened" if await retried(partial(commands.hasten, at.database, order_id)) else "nothing_open"
+    except (KeyError, TypeError, ValueError) as error:
+        payment_callbacks_total.labels("invalid").inc()
+        raise invalid("The callback does not say which order it is about.") from error
+    payment_callbacks_total.labels(outcome).inc()
+    if outcome == "hastened":
+        at.hastened()
+    return JsonResponse({"status": "ok"})
+
+
+async def get_health(_: Request) -> Response:
+    """GET /healthz: the process runs."""
+    return JsonResponse({"status": "ok"})
+
+
+async def get_readiness(request: Request) -> Response:
+    """GET /readyz: callbacks can be taken; what is not as it should be stands in `warnings`."""
+    at = context(request)
+    try:
+        await queries.oldest_due_seconds(at.database)
+    except TransientError as error:
+        raise unavailable("The database does not answer.") from error
+    return JsonResponse({"status": "ok", "warnings": at.degraded()})
