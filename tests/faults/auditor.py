@@ -22,9 +22,8 @@ from services.common.settings import ClientSettings
 from services.common.stream import Received
 from services.contracts.envelope import ORDERS_SOURCE, ORDERS_TOPIC
 from services.embedded.addresses import Addresses
-from services.embedded.keys import DEVELOPMENT_CLIENT, clients
 from services.embedded.processes import Process
-from services.embedded.settings import HOST, METRICS, ORDERS, StackSettings
+from services.embedded.settings import METRICS, StackSettings
 
 NAME = "auditor"
 SCHEMA = """
@@ -56,12 +55,8 @@ def process(settings: StackSettings) -> Process:
         NAME,
         argv=(sys.executable, str(Path(__file__).resolve())),
         metrics=METRICS + 15,
-        env={
-            "ORDERS_POSTGRES_URL": Addresses.of(settings).postgres,
-            "ORDERS_CLIENT_ID": DEVELOPMENT_CLIENT,
-            "ORDERS_CLIENT_SECRET": clients(settings.home)[DEVELOPMENT_CLIENT],
-            "ORDERS_ORDERS_URL": f"http://{HOST}:{settings.port(ORDERS)}",
-        },
+        client=True,
+        env={"ORDERS_POSTGRES_URL": Addresses.of(settings).postgres},
     )
 
 

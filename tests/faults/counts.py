@@ -16,6 +16,7 @@ class Counts:
 
     copied: int = 0
     audited: int = 0
+    paid: int = 0
 
     async def count(self, postgres_url: str) -> None:
         """Until cancelled."""
@@ -26,6 +27,9 @@ class Counts:
                     while True:
                         self.copied = await connection.fetchval("SELECT sum(version)::bigint FROM orders.products")
                         self.audited = await connection.fetchval("SELECT count(*) FROM audit.applied")
+                        self.paid = await connection.fetchval(
+                            "SELECT coalesce(sum(version), 0)::bigint FROM payments.payments"
+                        )
                         await asyncio.sleep(EVERY_SECONDS)
                 finally:
                     connection.terminate()

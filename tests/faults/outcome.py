@@ -13,6 +13,7 @@ from tests.faults.ledger import (
     assert_stock_is_what_orders_hold,
 )
 from tests.faults.load import Load
+from tests.faults.money import settled
 from tests.faults.topic import read_topic
 from tests.faults.waiting import eventually
 
@@ -22,13 +23,9 @@ async def assert_nothing_lost(stack: Stack, load: Load) -> tuple[dict[str, int],
 
     Gives the newest version of each order, and how many messages came twice.
     """
+    await settled(stack)
     owner = await asyncpg.connect(stack.addresses.postgres)
-
-    async def empty() -> bool:
-        return not await owner.fetchval("SELECT count(*) FROM orders.outbox")
-
     try:
-        await eventually(empty, "the outbox is empty", seconds=60, every=0.1)
         await assert_each_key_made_one_whole_order(owner, load.buyers.asked, relayed=True)
         left = await owner.fetch("SELECT order_id FROM orders.orders WHERE status NOT IN ('pending', 'confirmed')")
         gone = {ids.to_text(row["order_id"]) for row in left}

@@ -6,7 +6,7 @@ all that happened, not of samples: in the database, on Kafka, at each consumer a
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import asyncpg
@@ -17,30 +17,41 @@ from services.cli import up
 from services.embedded.kafka import METADATA_REQUEST
 from services.embedded.processes import PROCESSES
 from services.embedded.room import free_port_base
-from services.embedded.settings import HOST, KAFKA, METRICS, StackSettings
+from services.embedded.settings import HOST, KAFKA, METRICS, SANDBOX, StackSettings
 from services.embedded.supervisor import Stack
 from tests.faults import auditor
 from tests.faults.conftest import SEED
 from tests.faults.counts import Counts, counting
 from tests.faults.load import Load, loaded
+from tests.faults.money import METHODS, assert_money_adds_up
 from tests.faults.outcome import assert_audited, assert_nothing_lost, assert_shown
 from tests.faults.products import WITNESS, Keeper
 from tests.faults.storm import Storm
 from tests.faults.toxiproxy import Proxy, proxied, server, toxiproxy
 
-KILLS = 20  # of each part that carries events
-OTHER_KILLS = 3  # of each part that they come from
-CLIENTS = 6
+KILLS = 2  # of each part that carries events
+OTHER_KILLS = 1  # of each part that they come from
+CLIENTS = 4  # on account
+PAYERS = 12
 THINK_SECONDS = 0.4
-PROXY_API, KAFKA_PROXY = METRICS + 16, METRICS + 17
+PROXY_API, KAFKA_PROXY, PROVIDER_PROXY = METRICS + 16, METRICS + 17, METRICS + 18
+HEALTH_REQUEST = b"GET /healthz HTTP/1.0\r\n\r\n"
+# Of payments-worker: so that what was lost in the storm is not waited for longer than the storm lasts.
+PATIENCE = {
+    "ORDERS_PROVIDER_DEADLINE_SECONDS": "2",
+    "ORDERS_PROVIDER_RESET_SECONDS": "2",
+    "ORDERS_STEP_LEASE_SECONDS": "6",
+    "ORDERS_RETRY_SECONDS_MAX": "4",
+}
 
 
 @dataclass
 class Stormy:
-    """A whole stack, with an auditor, whose Kafka is behind a proxy."""
+    """A whole stack, with an auditor, whose Kafka and whose payment provider are behind proxies."""
 
     stack: Stack
     kafka: Proxy
+    provider: Proxy
 
 
 @pytest.fixture
@@ -59,9 +70,12 @@ async def stormy(tmp_path: Path) -> AsyncIterator[Stormy]:
 
     async with toxiproxy(program, settings.port(PROXY_API), tmp_path / "toxiproxy.log") as api:
         kafka = await proxied(api, "kafka", listen=settings.port(KAFKA_PROXY), upstream=settings.port(KAFKA))
-        processes = (*PROCESSES, auditor.process(settings))
+        provider = await proxied(api, "provider", listen=settings.port(PROVIDER_PROXY), upstream=settings.port(SANDBOX))
+        told = {**PATIENCE, "ORDERS_PROVIDER_URL": f"http://{HOST}:{provider.listen}"}
+        processes = [replace(one, env=told) if one.name == "payments-worker" else one for one in PROCESSES]
+        processes.append(auditor.process(settings))
         async with Stack(settings, processes=processes, prepare=prepare, healthy_seconds=0.5) as stack:
-            yield Stormy(stack, kafka)
+            yield Stormy(stack, kafka, provider)
 
 
 async def test_every_event_comes_once_and_in_order_to_everybody_whoever_dies_meanwhile(
@@ -71,17 +85,19 @@ async def test_every_event_comes_once_and_in_order_to_everybody_whoever_dies_mea
     print(f"FAULTS_SEED={SEED}")  # noqa: T201 # shown when it fails
     before = dict(stack.restarts)
     storm = Storm(stack, SEED)
-    async with loaded(stack, CLIENTS, looks=True, think_seconds=THINK_SECONDS) as load, httpx.AsyncClient() as client:
+    working = loaded(stack, CLIENTS, payers=PAYERS, methods=METHODS, looks=True, think_seconds=THINK_SECONDS)
+    async with working as load, httpx.AsyncClient() as client:
         keeper = Keeper(stack, client, load.buyers.token("catalog:write"))
         async with asyncio.TaskGroup() as keeping:
             keeping.create_task(keeper.keep(THINK_SECONDS))
             async with counting(stack.addresses.postgres) as counts:
-                await _weathered(storm, stormy.kafka, load, counts)
+                await _weathered(storm, stormy, load, counts)
             keeper.ending = True
         await load.end()
         newest, duplicates = await assert_nothing_lost(stack, load)
         figures = [
             f"{load.placed} orders, {sum(newest.values())} events, {duplicates} of them twice on the topic",
+            await assert_money_adds_up(stack, load.buyers.asked),
             await assert_shown(load, newest),
             await assert_audited(stack, newest),
             await keeper.assert_copied(),
@@ -97,20 +113,26 @@ async def test_every_event_comes_once_and_in_order_to_everybody_whoever_dies_mea
     }
 
 
-async def _weathered(storm: Storm, kafka: Proxy, load: Load, counts: Counts) -> None:
+async def _weathered(storm: Storm, stormy: Stormy, load: Load, counts: Counts) -> None:
     """All faults have hit all parts."""
     carriers: dict[str, Callable[[], int]] = {
         "outbox-relay": lambda: load.shown,
         "realtime-gateway": lambda: load.shown,
         "orders-projector": lambda: counts.copied,
+        "payments-worker": lambda: counts.paid,
+        "payments-sandbox": lambda: counts.paid,
         auditor.NAME: lambda: counts.audited,
+    }
+    cuts = {
+        "kafka": storm.cuts("kafka", stormy.kafka, METADATA_REQUEST),
+        "payments-sandbox": storm.cuts("payments-sandbox", stormy.provider, HEALTH_REQUEST),
     }
     async with asyncio.TaskGroup() as group:
         for part, arrived in carriers.items():
-            faults = storm.kills(part, KILLS) + storm.freezes(part) + storm.ends(part)
+            faults = storm.kills(part, KILLS) + storm.freezes(part) + storm.ends(part) + cuts.get(part, [])
             group.create_task(storm.over(part, faults, arrived=arrived, pause_seconds=(0.0, 5.0)))
         for part in ("orders-api", "catalog-api", "postgres", "valkey"):
             faults = storm.kills(part, OTHER_KILLS)
             group.create_task(storm.over(part, faults, arrived=lambda: load.placed, pause_seconds=(5.0, 40.0)))
-        faults = storm.kills("kafka", KILLS) + storm.freezes("kafka") + storm.cuts("kafka", kafka, METADATA_REQUEST)
+        faults = storm.kills("kafka", KILLS) + storm.freezes("kafka") + cuts["kafka"]
         group.create_task(storm.over("kafka", faults, arrived=lambda: load.shown, pause_seconds=(0.0, 6.0)))
