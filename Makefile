@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LINTER := infra/asyncapi/node_modules/.package-lock.json
 
-.PHONY: help setup demo up test check lint types imports fmt openapi asyncapi states lock clean
+.PHONY: help setup demo up test check lint types imports fmt openapi asyncapi states tools lock clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ asyncapi: setup ## release the schemas of events into docs/events, if that break
 
 states: setup ## write docs/states.md, the life of an order as the code has it
 	$(BIN)/python -m services.cli.states
+
+tools: ## build the servers that only some tests start: stripe-mock and Toxiproxy (needs Go)
+	@infra/tools/install
 
 lock: setup ## resolve the dependencies anew into requirements.lock (needs uv)
 	uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --no-annotate --extra dev \

@@ -237,7 +237,8 @@ class Ledger:
 
     def _tell(self, reference: str, now_ms: int, *, times: int) -> None:
         if self._callbacks:
-            body = orjson.dumps({"type": "payment.changed", "payment": self.payment(reference)})
+            payment = self.payment(reference)
+            body = orjson.dumps({"type": "payment.changed", "order_id": payment["order_id"], "payment": payment})
             self._database.executemany("INSERT INTO callbacks (body, due_ms) VALUES (?, ?)", [(body, now_ms)] * times)
 
     def _write(self, reference: str, now_ms: int, columns: Mapping[str, Any]) -> None:

@@ -1,10 +1,8 @@
 """HTTP only: callbacks of the provider, and how the process is. `routes` says which path each of these answers."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
 
 import structlog
 from fastapi import Request, Response
@@ -12,11 +10,8 @@ from prometheus_client import Counter
 
 from services.common.db import Database, TransientError, retried
 from services.common.errors import DomainError, invalid, not_found, unavailable
-from services.common.http import JsonResponse, parsed_json, read_body
-from services.common.signature import is_signed
-from services.payments import commands, queries
-
-SIGNATURE: Final = "Payment-Signature"
+from services.common.http import JsonResponse, read_body
+from services.payments import callbacks, commands, queries
 
 log = structlog.get_logger()
 payment_callbacks_total = Counter("payment_callbacks_total", "Callbacks, by what became of them", ["outcome"])
@@ -28,7 +23,7 @@ class Context:
 
     database: Database
     provider: str
-    secret: bytes
+    secret: str
     hastened: Callable[[], None]
     degraded: Callable[[], list[str]] = list
 
@@ -50,20 +45,26 @@ async def post_callback(request: Request) -> Response:
     if request.path_params["provider"] != at.provider:
         raise not_found()
     body = await read_body(request)
-    if not is_signed(request.headers.get(SIGNATURE), at.secret, body, now=time.time()):
+    if not callbacks.is_genuine(at.provider, request.headers, body, at.secret):
         payment_callbacks_total.labels("unsigned").inc()
         log.warning("payments.callback_unsigned")
-        raise DomainError("unsigned", 401, f"{SIGNATURE} is missing, too old, or not by whoever knows the secret.")
+        raise DomainError("unsigned", 401, "The signature is missing, too old, or not by whoever knows the secret.")
     try:
-        order_id = str(parsed_json(body)["order_id"])
-        outcome = "hastened" if await retried(partial(commands.hasten, at.database, order_id)) else "nothing_open"
-    except (KeyError, TypeError, ValueError) as error:
+        order_id = callbacks.order_of(at.provider, body)
+        outcome = "ignored" if order_id is None else await _hasten(at, order_id)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         payment_callbacks_total.labels("invalid").inc()
+        log.warning("payments.callback_invalid", error=repr(error))
         raise invalid("The callback does not say which order it is about.") from error
     payment_callbacks_total.labels(outcome).inc()
-    if outcome == "hastened":
-        at.hastened()
     return JsonResponse({"status": "ok"})
+
+
+async def _hasten(at: Context, order_id: str) -> str:
+    if not await retried(partial(commands.hasten, at.database, order_id)):
+        return "nothing_open"
+    at.hastened()
+    return "hastened"
 
 
 async def get_health(_: Request) -> Response:

@@ -57,6 +57,13 @@ class StepRefusedError(Exception):
         self.reason = reason
 
 
+class CapturePutOffError(Exception):
+    """The provider captures once only: it has noted the amount, and takes it with the final capture. The step is done.
+
+    The payment stands as it stood; the same key is noted once.
+    """
+
+
 class Provider(Protocol):
     """A payment provider. Each step has an idempotency key: the same key again does nothing twice.
 
@@ -69,7 +76,10 @@ class Provider(Protocol):
         """`charge.amount` is held, declined, or being processed."""
 
     async def capture(self, standing: Standing, amount: int, *, final: bool, key: str) -> Standing:
-        """`amount` of what is held is taken; with `final` what is then left of the authorisation is released."""
+        """`amount` of what is held is taken; with `final` what is then left of the authorisation is released.
+
+        CapturePutOffError when it will be taken with the final one; that has then more than its own `amount`.
+        """
 
     async def void(self, standing: Standing, *, key: str) -> Standing:
         """Nothing is held any more; only before anything was captured."""

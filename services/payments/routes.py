@@ -3,23 +3,20 @@
 from typing import Final
 
 from services.common.http import Public, Route
-from services.common.openapi import BODY, UNAVAILABLE, Header, Operation
+from services.common.openapi import BODY, UNAVAILABLE, Operation
 from services.common.schemas import HealthAnswer, ReadinessAnswer
-from services.payments.endpoints import SIGNATURE, get_health, get_readiness, post_callback
+from services.payments.endpoints import get_health, get_readiness, post_callback
 from services.payments.schemas import CallbackAnswer
 
-_SIGNED: Final = Header(
-    SIGNATURE,
-    'The time in Unix seconds, and the HMAC-SHA256 of "<time>.<body>" with the secret we share.',
-    f"t=1795371410,v1={'0' * 64}",
-    required=True,
-    refusals={"unsigned": (401, "The signature is missing, too old, or not by whoever knows the secret.")},
-)
 _CALLBACK: Final = Operation(
     CallbackAnswer,
-    headers=(_SIGNED,),
-    refusals={**BODY, **UNAVAILABLE},
-    description="JSON with the `order_id`; what else it says is not read. The provider is asked for the truth.",
+    refusals={
+        "unsigned": (401, "The signature is missing, too old, or not by whoever knows the secret."),
+        **BODY,
+        **UNAVAILABLE,
+    },
+    description="JSON, signed as the provider does it: the sandbox in `Payment-Signature`, Stripe in"
+    " `Stripe-Signature`. It is read for the order it is about and nothing else: the provider is asked for the truth.",
 )
 _READY: Final = Operation(ReadinessAnswer, refusals=UNAVAILABLE)
 

@@ -21,6 +21,7 @@ from services.payments import commands
 from services.payments.domain import StepKind, StepState, authorization_key, is_done, standing_of
 from services.payments.domain import standing_without_asking as without_asking
 from services.payments.provider import (
+    CapturePutOffError,
     Charge,
     Provider,
     ProviderError,
@@ -141,6 +142,9 @@ class Runner:
             log.warning("payments.provider_error", **_told(claim), attempt=claim.attempt, error=str(error))
             await commands.postpone(self._database, claim, due_in_seconds=again, error=str(error) or repr(error))
             return "error"
+        except CapturePutOffError:
+            await commands.record(self._database, claim, standing_of(claim.payment), StepState.DONE)
+            return "put_off"
         except StepRefusedError as error:
             log.error("payments.step_refused", **_told(claim), reason=error.reason)
             self._told(await commands.refuse(self._database, claim, error.reason))
@@ -197,6 +201,9 @@ class Runner:
             raise ProviderError("no answer in time") from error
         except StepRefusedError:
             outcome = "refused"
+            raise
+        except CapturePutOffError:
+            outcome = "answered"
             raise
         except BreakerOpenError:
             outcome = NOT_ASKED

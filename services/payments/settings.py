@@ -14,6 +14,7 @@ class PaymentsSettings(ClientSettings):
     payment_provider: Literal["sandbox", "stripe"] = Field(default="sandbox", description="who is asked")
     provider_url: str = Field(default="http://127.0.0.1:8005", description="where payments-sandbox answers")
     stripe_key: SecretStr = Field(default=SecretStr(""), description="secret key of the account at Stripe")
+    stripe_url: str | None = Field(default=None, description="replaces the API of Stripe")
     callback_secret: SecretStr = Field(
         default=SecretStr(""), description="what callbacks are signed with; without one, none is taken"
     )

@@ -21,7 +21,7 @@ from services.common.service_token import ServiceToken
 from services.contracts.envelope import ORDERS_SOURCE, ORDERS_TOPIC
 from services.payments.endpoints import Context
 from services.payments.intake import CONSUMER, Intake
-from services.payments.provider import StepRefusedError
+from services.payments.provider import CapturePutOffError, StepRefusedError
 from services.payments.providers import opened
 from services.payments.routes import ROUTES
 from services.payments.runner import CLOSED, Runner
@@ -45,12 +45,14 @@ def create_app(settings: PaymentsSettings, topic: str = ORDERS_TOPIC) -> Applica
             settings.payment_provider,
             url=settings.provider_url,
             timeout_seconds=settings.provider_deadline_seconds,
+            stripe_key=settings.stripe_key.get_secret_value(),
+            stripe_url=settings.stripe_url,
         )
         breaker = Breaker(
             provider.name,
             deadline_seconds=settings.provider_deadline_seconds,
             reset_seconds=settings.provider_reset_seconds,
-            healthy=(StepRefusedError,),
+            healthy=(StepRefusedError, CapturePutOffError),
         )
         wake = Wake(settings.valkey_url, "payments")
         runner = Runner(
@@ -71,7 +73,7 @@ def create_app(settings: PaymentsSettings, topic: str = ORDERS_TOPIC) -> Applica
             inbox_kept_days=settings.inbox_kept_days,
         )
         intake = Intake(database, provider.name, taken=runner.wake)
-        secret = settings.callback_secret.get_secret_value().encode()
+        secret = settings.callback_secret.get_secret_value()
 
         def degraded() -> list[str]:
             return [

@@ -136,7 +136,7 @@ async def test_a_late_payment_is_processed_first_and_a_callback_tells_the_end(
     assert processed.state is ProviderState.PROCESSING
     await called.until(bodies=before + 1)
     told = orjson.loads(called.bodies[before])
-    assert (told["type"], told["payment"]["order_id"]) == ("payment.changed", asked.order_id)
+    assert (told["type"], told["order_id"]) == ("payment.changed", asked.order_id)
     standing = await provider.look_up(asked, None, key=key(asked))
     assert standing is not None
     assert standing.state == told["payment"]["state"] == state
