@@ -29,8 +29,8 @@ from tests.faults.products import WITNESS, Keeper
 from tests.faults.storm import Storm
 from tests.faults.toxiproxy import Proxy, proxied, server, toxiproxy
 
-KILLS = 2  # of each part that carries events
-OTHER_KILLS = 1  # of each part that they come from
+KILLS = 20  # of each part that carries events
+OTHER_KILLS = 3  # of each part that they come from
 CLIENTS = 4  # on account
 PAYERS = 12
 THINK_SECONDS = 0.4
