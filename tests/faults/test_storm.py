@@ -58,7 +58,7 @@ class Stormy:
 async def stormy(tmp_path: Path) -> AsyncIterator[Stormy]:
     program = server()
     if program is None:
-        pytest.skip("there is no Toxiproxy: `make toxiproxy` builds it, and needs Go")
+        pytest.skip("there is no Toxiproxy: make tools")
     base = free_port_base()
     settings = StackSettings(home=tmp_path / "home", port_base=base, kafka_advertised=f"{HOST}:{base + KAFKA_PROXY}")
 

@@ -35,7 +35,7 @@ _TOXICS = {
 
 
 def server() -> Path | None:
-    """The program, when this machine has it: TOXIPROXY_SERVER, else where `make toxiproxy` puts it."""
+    """The program, when this machine has it: TOXIPROXY_SERVER, else where `make tools` puts it."""
     default = Path.home() / ".cache" / "order-backend" / "bin" / "toxiproxy-server"
     path = Path(os.environ.get("TOXIPROXY_SERVER") or default)
     return path if path.is_file() else None
