@@ -9,6 +9,7 @@ from typing import Any, Final, TypeAlias
 import asyncpg
 
 from services.common import ids
+from services.common.stream import dead_letter_topic, topics
 from services.contracts.envelope import ORDERS_TOPIC, PAYMENTS_TOPIC
 from services.embedded.supervisor import Stack
 from tests.faults.buyers import Asked
@@ -122,6 +123,7 @@ async def assert_money_adds_up(stack: Stack, asked: list[Asked]) -> str:
         assert len(charged) <= 1, f"{order_id} is charged twice: {charged}"
         _assert_same(order_id, payments[order_id], charged[0] if charged else None)
         _assert_paid(order, payments[order_id], types[order_id])
+    assert dead_letter_topic(PAYMENTS_TOPIC) not in await topics(stack.addresses.kafka)
     read = await read_topic(stack.addresses.kafka, PAYMENTS_TOPIC)
     told = {order_id: payment["version"] for order_id, payment in payments.items() if payment["version"]}
     assert read.versions.keys() == told.keys()

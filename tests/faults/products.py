@@ -81,7 +81,7 @@ class Keeper:
                 return False
             return True
 
-        await eventually(said, "Kafka takes a message", seconds=120, every=0.2)
+        await eventually(said, "Kafka takes a message", seconds=300, every=0.2)
 
     async def assert_copied(self) -> str:
         """The copy is the catalogue, and never went back; the topic has every version in order, nonsense is a dead

@@ -17,7 +17,8 @@ from tests.faults.waiting import eventually
 
 FROZEN_SECONDS = 10.0
 CUT_SECONDS = 3.0
-WELL_WITHIN_SECONDS = 10.0
+WELL_WITHIN_SECONDS = 20.0
+AGAIN_WITHIN_SECONDS = 1.0  # in a burst: it has hardly begun to work
 _EVERY_SECONDS = 0.05
 
 Fault = Callable[[], Awaitable[None]]
@@ -51,9 +52,9 @@ class Storm:
             await asyncio.sleep(chance.uniform(*pause_seconds))
             await fault()
 
-    def kills(self, part: str, times: int) -> list[Fault]:
-        """SIGKILL, so many times."""
-        return [partial(self._kill, part)] * times
+    def kills(self, part: str, bursts: Sequence[int]) -> list[Fault]:
+        """SIGKILL, so many times one after the other, each time as soon as it serves again or a little later."""
+        return [partial(self._kill, part, times) for times in bursts]
 
     def freezes(self, part: str, times: int = 1) -> list[Fault]:
         """SIGSTOP for 10 s, so many times."""
@@ -67,14 +68,17 @@ class Storm:
         """The connections to `part` are cut for some seconds, in each way once. `request` is one it would answer."""
         return [partial(self._cut, part, proxy, request, how) for how in Cut]
 
-    async def _kill(self, part: str) -> None:
-        pid = self.stack.pid(part)
-        assert pid, f"{part} was dead before it was killed"
-        await self.stack.kill(part)
-        assert not psutil.pid_exists(pid), f"{part} survived"
-        self.fired[part]["killed"] += 1
-        await self.stack.ready(part)
-        assert self.stack.pid(part) not in {pid, None}
+    async def _kill(self, part: str, times: int) -> None:
+        chance = random.Random(f"{self.seed} {part} {self.fired[part]}")
+        for number in range(times):
+            await asyncio.sleep(chance.uniform(0, AGAIN_WITHIN_SECONDS) if number else 0)
+            pid = self.stack.pid(part)
+            assert pid, f"{part} was dead before it was killed"
+            await self.stack.kill(part)
+            assert not psutil.pid_exists(pid), f"{part} survived"
+            self.fired[part]["killed"] += 1
+            await self.stack.ready(part)
+            assert self.stack.pid(part) not in {pid, None}
 
     async def _end(self, part: str) -> None:
         pid = self.stack.pid(part)
@@ -84,7 +88,7 @@ class Storm:
         async def gone() -> bool:
             return not psutil.pid_exists(pid)
 
-        await eventually(gone, f"{part} ends", seconds=30)
+        await eventually(gone, f"{part} ends", seconds=60)
         self.fired[part]["ended"] += 1
         await self.stack.ready(part)
 
@@ -108,9 +112,10 @@ class Storm:
         assert self.stack.pid(part) == pid
 
     async def _cut(self, part: str, proxy: Proxy, request: bytes, how: Cut) -> None:
+        lasting = asyncio.create_task(asyncio.sleep(CUT_SECONDS))
         await proxy.cut(how)
         assert await proxy.met(request) == how
-        await asyncio.sleep(CUT_SECONDS)
+        await lasting
         await proxy.mended(how)
         self.fired[part][how.name.lower()] += 1
 
