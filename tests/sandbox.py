@@ -1,6 +1,7 @@
 """The payments sandbox as a process of its own, which can be killed, and somebody it calls back."""
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -10,7 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import httpx
 import uvicorn
@@ -22,6 +23,7 @@ from starlette.routing import Route
 from services.common.signature import is_signed
 from services.embedded.callbacks import HEADER
 from services.embedded.program import answers
+from services.embedded.room import free_port_base
 
 SECRET = "a secret that the sandbox and its caller share"
 
@@ -77,9 +79,7 @@ class Sandbox:
 @asynccontextmanager
 async def running_sandbox(home: Path, callback_url: str = "") -> AsyncIterator[Sandbox]:
     """A sandbox on an empty ledger; what runs of it is stopped in the end."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        sandbox = Sandbox(home, free.getsockname()[1], callback_url)
+    sandbox = Sandbox(home, free_port_base(), callback_url)
     try:
         yield await sandbox.start()
     finally:
@@ -107,10 +107,19 @@ class Called:
             self.came.notify_all()
         return Response(status_code=self.status if signed else 400)
 
-    async def until(self, *, bodies: int = 0, refused: int = 0) -> None:
-        """So many have come, by now or later."""
-        async with asyncio.timeout(20), self.came:
-            await self.came.wait_for(lambda: len(self.bodies) >= bodies and self.refused >= refused)
+    async def told(self, order_id: str, *, times: int = 1) -> list[dict[str, Any]]:
+        """The callbacks of an order that came, once there are so many."""
+        async with asyncio.timeout(30), self.came:
+            await self.came.wait_for(lambda: len(self._of(order_id)) >= times)
+            return self._of(order_id)
+
+    async def until_refused(self, times: int) -> None:
+        """So many were not taken."""
+        async with asyncio.timeout(30), self.came:
+            await self.came.wait_for(lambda: self.refused >= times)
+
+    def _of(self, order_id: str) -> list[dict[str, Any]]:
+        return [body for body in map(json.loads, self.bodies) if body["order_id"] == order_id]
 
 
 @asynccontextmanager

@@ -1,4 +1,6 @@
-"""`orders demo`: a product, its stock, one real order of it from placing to delivery, and what others see of it."""
+"""`orders demo`: a product, its stock, one real order of it from placing to delivery, another that is paid, and what
+others see of the first.
+"""
 
 import asyncio
 import contextlib
@@ -30,7 +32,7 @@ console = Console()
 
 
 def demo() -> None:
-    """Start everything, offer a product, take an order to `delivered`, follow it on Kafka and WebSocket, stop."""
+    """Start everything, offer a product, take an order to `delivered`, follow it on Kafka and WebSocket, pay one, stop."""
     log.configure("orders-demo", "WARNING")
     run(_demo(StackSettings()))
 
@@ -44,6 +46,7 @@ async def _demo(settings: StackSettings) -> None:
                 product = await _offer_a_product(stack)
                 order, watched = await _take_an_order(stack, product)
                 received = await asyncio.wait_for(_events_of(order["order_id"], messages), COMES_WITHIN_SECONDS)
+                await _have_an_order_paid(stack, product)
             _print_timeline(order, received)
             _print_watched(order, watched)
         console.print("Everything has stopped.")
@@ -88,6 +91,34 @@ async def _take_an_order(stack: Stack, product: str) -> tuple[dict[str, Any], li
         order = await _post(client, f"{path}/deliver", staff, {}, if_match=order["version"])
         console.print(f"Delivered {order['order_id']}")
         return order, await asyncio.wait_for(following, COMES_WITHIN_SECONDS)
+
+
+async def _have_an_order_paid(stack: Stack, product: str) -> None:
+    """An order with a payment method is confirmed by its authorisation, and captured when it is shipped."""
+    token = minted(stack.settings, sub=str(uuid.uuid4()), scope="orders:read orders:write orders:fulfil", hours=1)
+    body = {"currency": "USD", "items": [{"product_id": product, "quantity": 1}], "payment_method": "pm_card"}
+    async with (
+        httpx.AsyncClient(base_url=str(stack.endpoints["orders"])) as client,
+        asyncio.timeout(COMES_WITHIN_SECONDS),
+    ):
+        order = await _post(client, "/v1/orders", token, body)
+        order = await _paid(client, token, order, "authorized")
+        console.print(f"Paid      {order['order_id']}: {order['total_amount']} {order['currency']} authorized")
+        await _post(client, f"/v1/orders/{order['order_id']}/ship", token, {}, if_match=order["version"])
+        order = await _paid(client, token, order, "captured")
+        console.print(
+            f"Captured  {order['order_id']}: {order['captured_amount']} {order['currency']} when it was shipped"
+        )
+
+
+async def _paid(client: httpx.AsyncClient, token: str, order: dict[str, Any], status: str) -> dict[str, Any]:
+    """The order as soon as its payment has that status and it is not pending any more."""
+    while True:
+        path = f"/v1/orders/{order['order_id']}"
+        found = _content(await client.get(path, headers={"Authorization": f"Bearer {token}"}))
+        if found["payment_status"] == status and found["status"] != "pending":
+            return found
+        await asyncio.sleep(LOOK_SECONDS)
 
 
 async def _watched(url: str, token: str, order_id: str) -> list[Watched]:

@@ -8,6 +8,7 @@ from services.cli import (
     migrate,
     outbox,
     partitions,
+    payments,
     rebuild,
     republish,
     seed,
@@ -34,6 +35,7 @@ app.command("rebuild")(rebuild.rebuild)
 app.command("republish")(republish.republish)
 app.command("partitions")(partitions.partitions)
 app.command("outbox")(outbox.outbox)
+app.command("payments")(payments.payments)
 app.command("token")(token.token)
 app.command("tail")(tail.tail)
 app.command("dead-letters")(dead_letters.dead_letters)

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from services.cli.payments import reconciled, tell
 from services.cli.target import bar, failures_told, owner_url
 from services.orders import invariants
 
@@ -20,18 +21,25 @@ def verify(
     jobs: Annotated[int, typer.Option(min=1, help="Processes that share the months.")] = _JOBS,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Check every invariant of the database. Changes nothing and locks nothing; orders may be placed meanwhile.
+    """Check every invariant of the database, and reconcile payments with orders and their provider (`orders payments`).
 
-    Exit code 0: all hold. 1: one is violated; it says which, where, and what to do. 2: it could not be checked.
+    Changes nothing and locks nothing; orders may be placed meanwhile. While the provider is away the rest is checked,
+    and it says so. Exit code 0: all hold. 1: one is violated; it says which, where, and what to do. 2: it could not be
+    checked.
     """
     url = owner_url()
     with failures_told(), bar("verify") as progress:
         report = asyncio.run(invariants.verify(url, jobs=jobs, progress=progress))
+        found = asyncio.run(reconciled(url))
+    ok = not report.violated and not found.findings
     if as_json:
-        typer.echo(orjson.dumps({"ok": not report.violated, "invariants": [asdict(v) for v in report.verdicts]}))
+        told = {"findings": found.findings, "unchecked": found.unchecked}
+        rows = [asdict(verdict) for verdict in report.verdicts]
+        typer.echo(orjson.dumps({"ok": ok, "invariants": rows, "payments": told}))
     else:
         _show(report)
-    raise typer.Exit(1 if report.violated else 0)
+        tell(found)
+    raise typer.Exit(0 if ok else 1)
 
 
 def _show(report: invariants.Report) -> None:

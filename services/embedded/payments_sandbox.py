@@ -12,11 +12,11 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Self
 
 import structlog
 import uvicorn
-from pydantic import AwareDatetime, Field, SecretStr, TypeAdapter, ValidationError
+from pydantic import AwareDatetime, Field, SecretStr, TypeAdapter, ValidationError, model_validator
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -36,6 +36,7 @@ from services.embedded.steps import STEPS, Authorization
 _BODY_BYTES_MAX: Final = 8 * 1024  # the largest has a few hundred
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 _STOP_SECONDS: Final = 1  # who was left hanging is then cut off
+_IDLE_SECONDS: Final = 75  # over what clients keep idle connections for: who closes first must not be whom they ask
 _CURSOR: Final = re.compile(r"([0-9]{1,15})\.(pay_[0-9a-f]{24})", re.ASCII)
 _TIME: Final = TypeAdapter(AwareDatetime)
 _LIMIT: Final = TypeAdapter(Annotated[int, Field(ge=1, le=PAGE_MAX)])
@@ -48,8 +49,16 @@ class SandboxSettings(ProcessSettings):
 
     port: int = Field(default=8005, ge=0, le=65535, description="port the HTTP server binds")
     home: Path = Field(default=Path(".local"), description="directory whose `payments-sandbox/` holds the ledger")
-    callback_url: str = Field(default="", description="where callbacks go; none are made when it is empty")
+    callback_url: str = Field(
+        default="", pattern=r"^(https?://[^\s]+)?$", description="where callbacks go; none are made when it is empty"
+    )
     callback_secret: SecretStr = Field(default=SecretStr(""), description="what callbacks are signed with")
+
+    @model_validator(mode="after")
+    def _signed(self) -> Self:
+        if self.callback_url and not self.callback_secret.get_secret_value():
+            raise ValueError("callback_secret is needed with callback_url: nobody takes an unsigned callback")
+        return self
 
 
 class _Cut(Response):
@@ -158,6 +167,7 @@ def main() -> None:
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=_STOP_SECONDS,
+        timeout_keep_alive=_IDLE_SECONDS,
     )
 
 

@@ -1,7 +1,6 @@
 """Process `orders-maintenance`: expires unpaid orders, makes partitions in time, deletes old keys and inbox rows."""
 
 import asyncio
-import signal
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from functools import partial
@@ -13,6 +12,7 @@ from services.common import clock, log, metrics
 from services.common.db import Database, LockTimeoutError, TransientError
 from services.common.errors import DomainError
 from services.common.outbox import Wake
+from services.common.process import until_stopped
 from services.orders import commands, expiry, queries
 from services.orders.repository import INBOX
 from services.orders.settings import OrdersSettings
@@ -54,27 +54,26 @@ async def expire_once(database: Database, wake: Callable[[], None], now: clock.C
 
 async def run(settings: OrdersSettings) -> None:
     """Rounds until SIGTERM or SIGINT: upkeep and expiry side by side, each with a connection when it needs one."""
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     database = Database(settings.postgres_url, application_name=PROCESS, size_min=0, size_max=2)
     await database.open()
     wake = Wake(settings.valkey_url, "orders")
     wake.start()
-    try:
+
+    async def rounds() -> None:
         async with asyncio.TaskGroup() as tasks:
-            upkeep = partial(run_once, database, settings)
-            tasks.create_task(_rounds(stop, upkeep, settings.maintenance_interval_seconds))
-            expire = partial(expire_once, database, wake)
-            tasks.create_task(_rounds(stop, expire, settings.expiry_interval_seconds))
+            tasks.create_task(_rounds(partial(run_once, database, settings), settings.maintenance_interval_seconds))
+            tasks.create_task(_rounds(partial(expire_once, database, wake), settings.expiry_interval_seconds))
+
+    try:
+        await until_stopped(rounds())
     finally:
         await wake.close()
         await database.close()
 
 
-async def _rounds(stop: asyncio.Event, work: Callable[[], Awaitable[None]], interval_seconds: float) -> None:
-    """`work`, again and again until `stop`; when it fails in passing it is logged, counted and tried again soon."""
-    while not stop.is_set():
+async def _rounds(work: Callable[[], Awaitable[None]], interval_seconds: float) -> None:
+    """`work`, again and again until cancelled; when it fails in passing it is logged, counted and tried again soon."""
+    while True:
         pause = interval_seconds
         try:
             await work()
@@ -82,10 +81,7 @@ async def _rounds(stop: asyncio.Event, work: Callable[[], Awaitable[None]], inte
             maintenance_failures_total.labels(type(error).__name__).inc()
             logger.warning("maintenance.failed", error=repr(error))
             pause = min(pause, RETRY_SECONDS)
-        try:
-            await asyncio.wait_for(stop.wait(), pause)
-        except TimeoutError:
-            continue
+        await asyncio.sleep(pause)
 
 
 def main() -> None:

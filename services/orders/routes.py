@@ -53,7 +53,8 @@ _PLACE: Final = Operation(
     headers=(IDEMPOTENCY_KEY,),
     answer_headers=("ETag", "Location"),
     refusals=commands.REFUSALS,
-    description="Without `payment_method` the order is on account and starts `confirmed`, with one `pending`.",
+    description="Without `payment_method` the order is on account and starts `confirmed`. With one it starts `pending`;"
+    " it is `confirmed` once its payment is authorized, and `cancelled` when that fails or `expires_at` has come.",
 )
 _LIST: Final = Operation(
     answers.OrdersPage,

@@ -33,11 +33,10 @@ order_settlements_total = Metric("order_settlements_total", "Events that payment
 
 @dataclass(frozen=True, slots=True)
 class _Said:
-    """A message of the stream: of which order, and the payment it tells; None for a type that is not known."""
+    """A message of the stream, and the payment it tells; None for a type that is not known."""
 
     message: Received
     arrived: Arrival
-    order: OrderKey
     payment: Payment | None
 
 
@@ -90,10 +89,11 @@ async def _take_all(connection: WriteConnection, said: _Said, payment: Payment, 
 
     What is wrong with one order becomes a dead letter, so that the payments of others do not wait for its repair.
     """
-    if not await LOCK_ORDER.rows(connection, **said.order._asdict()):
+    key = _key(payment)
+    if not await LOCK_ORDER.rows(connection, **key._asdict()):
         raise PoisonError(said.message, "there is no such order")
     try:
-        order = await steps.read(connection, said.order)
+        order = await steps.read(connection, key)
     except UNFOLDABLE as error:
         raise PoisonError(said.message, f"its order does not fold: {error!r}") from error
     taken: list[EventType] = []
@@ -129,12 +129,8 @@ def _warn_of_money(order: Order) -> None:
 def _read(message: Received) -> _Said:
     """What has arrived, and the payment of it; None for a type that is not known. PoisonError."""
     arrived = arrival(message)
-    try:
-        key = ids.order_key(ids.from_text(arrived.key))
-    except ValueError as error:
-        raise PoisonError(message, f"its key is no order id: {error}") from error
     if arrived.type not in _KNOWN:
-        return _Said(message, arrived, key, None)
+        return _Said(message, arrived, None)
     try:
         event = orjson.loads(message.value)
         payment = payment_of(event)
@@ -143,9 +139,17 @@ def _read(message: Received) -> _Said:
         raise PoisonError(message, f"it is no payment event: {error!r}") from error
     if told != (arrived.key, arrived.version) * 2:
         raise PoisonError(message, f"key and ce_sequence say {arrived.key} {arrived.version}, the body {told}")
+    try:
+        _key(payment)
+    except ValueError as error:
+        raise PoisonError(message, f"its key is no order id: {error}") from error
     if (wrong := _wrong(payment)) is not None:
         raise PoisonError(message, wrong)
-    return _Said(message, arrived, key, payment)
+    return _Said(message, arrived, payment)
+
+
+def _key(payment: Payment) -> OrderKey:
+    return ids.order_key(ids.from_text(payment.order_id))
 
 
 def _wrong(payment: Payment) -> str | None:

@@ -58,9 +58,9 @@ class StepRefusedError(Exception):
 
 
 class CapturePutOffError(Exception):
-    """The provider captures once only: it has noted the amount, and takes it with the final capture. The step is done.
+    """The provider captures once only: it has noted the amount, and takes it with the final capture.
 
-    The payment stands as it stood; the same key is noted once.
+    The step is done, and the payment stands as it stood; the same key is noted once.
     """
 
 

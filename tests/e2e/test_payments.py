@@ -1,12 +1,17 @@
 """A paid order through the whole backend: orders, Kafka, payments-worker, the provider, and back."""
 
+import asyncio
+import json
+import os
 import secrets
+import sys
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import httpx
 import pytest
 
@@ -65,6 +70,24 @@ class Backend:
         answer = await self.client.get(f"/v1/orders/{order['order_id']}/events")
         return [event["type"].removeprefix("order.") for event in answer.json()["data"]]
 
+    async def orders(self, *arguments: str) -> tuple[int, Any]:
+        """Exit code and JSON of the `orders` command on this stack."""
+        settings = self.stack.settings
+        told = {"ORDERS_HOME": str(settings.home), "ORDERS_PORT_BASE": str(settings.port_base)}
+        process = await asyncio.create_subprocess_exec(
+            *(str(Path(sys.executable).with_name("orders")), *arguments, "--json"),
+            env={"PATH": os.environ["PATH"], **told},
+            stdout=asyncio.subprocess.PIPE,
+        )
+        out, _ = await asyncio.wait_for(process.communicate(), 60)
+        return process.returncode or 0, json.loads(out)
+
+    async def forget(self, order: Json) -> None:
+        """The inbox of payments-worker knows nothing of the order any more."""
+        owner = await asyncpg.connect(self.stack.addresses.postgres)
+        await owner.execute("DELETE FROM payments.inbox WHERE key = $1", order["order_id"])
+        await owner.close()
+
     async def reserved(self) -> int:
         """Of the product."""
         answer = await self.client.get(f"/v1/inventory/{self.product}")
@@ -101,6 +124,8 @@ async def test_orders_are_confirmed_captured_refunded_or_cancelled_as_their_paym
     paid = await backend.command(paid, "deliver")
     await backend.command(paid, "return", {"items": one})
     paid = await backend.becomes(paid, payment_status="partially_refunded", refunded_amount=total // 3)
+    # What the worker's inbox has forgotten it asks orders-api for, and does nothing twice.
+    await backend.forget(paid)
     await backend.command(paid, "return")
     paid = await backend.becomes(paid, status="returned", payment_status="refunded", refunded_amount=total)
     assert await backend.events(paid) == [
@@ -121,3 +146,13 @@ async def test_orders_are_confirmed_captured_refunded_or_cancelled_as_their_paym
         declined["order_id"]: ("declined", 0, 0),
         late["order_id"]: ("voided", 0, 0),
     }
+
+    code, found = await backend.orders("payments", "--reconcile", "--grace-seconds", "0")
+    assert (code, found) == (0, {"ok": True, "findings": [], "unchecked": None})
+    code, found = await backend.orders("verify")
+    assert (code, found["ok"], found["payments"]) == (0, True, {"findings": [], "unchecked": None})
+    code, found = await backend.orders("payments", paid["order_id"])
+    assert (code, found["payment"]["refunded_amount"]) == (0, total)
+    assert [step["kind"] for step in found["steps"]] == ["authorize", "capture", "capture", "refund", "refund"]
+    code, found = await backend.orders("payments")
+    assert (code, found["payments"]) == (0, {"authorized": 1, "failed": 1, "voided": 1})

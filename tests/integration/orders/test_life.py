@@ -20,11 +20,15 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from services.common.db import Database
 from services.contracts.orders import Event, fold
+from services.contracts.payments import PaymentState
 from services.orders import invariants
 from services.orders.answers import render_order
+from services.orders.settlements import settle_orders
 from tests.conftest import AsRole
 from tests.contracts.description import refused
+from tests.payment_events import as_received, payment, told
 from tests.shop import Shop
 
 T = TypeVar("T")
@@ -46,6 +50,8 @@ class Modelled:
     status: str
     answer: bytes
     shown: dict[str, Any]
+    declined: bool | None = None  # nobody has said yet
+    told: int = 0  # states of its payment
     gone: Counter[int] = field(default_factory=Counter)
     back: Counter[int] = field(default_factory=Counter)
 
@@ -83,9 +89,9 @@ class Modelled:
 class Life(RuleBasedStateMachine):
     """Random commands on random orders. The rules run in a thread, the shop in the loop of the test."""
 
-    def __init__(self, shop: Shop, inspect_url: str, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, shop: Shop, projector: Database, inspect_url: str, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__()
-        self.shop, self.inspect_url, self.loop = shop, inspect_url, loop
+        self.shop, self.projector, self.inspect_url, self.loop = shop, projector, inspect_url, loop
         self.orders: list[Modelled] = []
 
     def wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
@@ -101,7 +107,7 @@ class Life(RuleBasedStateMachine):
             for price, units in zip(self.prices, stock, strict=True)
         ]
         return multiple(
-            *(self.place_order([(0, 2, None), (1, 1, None), (0, 1, 90)], [5], paid=False) for _ in range(2))
+            *(self.place_order([(0, 2, None), (1, 1, None), (0, 1, 90)], [5], paid) for paid in (False, True))
         )
 
     # --- the buyer and the sales desk
@@ -163,15 +169,18 @@ class Life(RuleBasedStateMachine):
         response = self.wait(self.send(order, command, parts))
         self.judge(order, command, parts, response)
 
-    @rule(order=orders, whole=st.booleans())
-    def go_on(self, order: Modelled, whole: bool) -> None:
-        """The next step of a life, so that many get to their end."""
+    @rule(order=orders, whole=st.booleans(), far=st.booleans())
+    def go_on(self, order: Modelled, whole: bool, far: bool) -> None:
+        """The next step of a life, or all that are left, paid if it is to be, so that many get to their end."""
+        self.catch_up(order, declined=False)
         for command in ("ship", "deliver", "return"):
             if order.allows(command):
                 line = next((line for line, units in order.open(command).items() if units), 0)
                 parts = None if whole or not line else {line: 1}
                 self.judge(order, command, parts, self.wait(self.send(order, command, parts)))
-                return
+                if not far:
+                    return
+        self.catch_up(order, declined=False)
 
     @rule(order=orders, command=st.sampled_from(COMMANDS))
     @precondition(lambda self: any(order.shown["version"] > 1 for order in self.orders))
@@ -212,6 +221,48 @@ class Life(RuleBasedStateMachine):
         assert (first.status_code, first.content) == (second.status_code, second.content)
         assert ("idempotency-replayed" in second.headers) == (first.status_code == 200)
         self.judge(order, command, parts, first)
+
+    # --- the payment provider
+
+    @rule(order=orders, declined=st.booleans())
+    def pay(self, order: Modelled, declined: bool) -> None:
+        self.catch_up(order, declined)
+
+    def catch_up(self, order: Modelled, declined: bool) -> None:
+        """The payment tells where it is: declined once for ever, or authorized, captured and refunded as it should."""
+        if order.shown["payment_method"] is None:
+            return
+        order.declined = declined if order.declined is None else order.declined
+        pending, moved = order.status == "pending", self.amounts(order)
+        if pending:
+            order.status = "cancelled" if order.declined else "confirmed"
+            for number, quantity, _ in order.lines.values() if order.declined else ():
+                self.reserved[number] -= quantity
+        order.told += 1
+        state = PaymentState.FAILED if order.declined else PaymentState.AUTHORIZED
+        if order.status == "cancelled" and not order.declined:
+            state = PaymentState.VOIDED
+        amounts = () if order.declined else (order.total, moved["order.shipped"], moved["order.returned"])
+        said = as_received(told(payment(order.shown, state, *amounts, version=order.told)))
+        self.wait(settle_orders(self.projector, lambda: None, "t", said))
+        found = self.wait(self.shop.get(f"/v1/orders/{order.shown['order_id']}"))
+        order.answer, order.shown = found.content, found.json()
+        assert (order.shown["captured_amount"], order.shown["refunded_amount"]) == (
+            *(moved["order.shipped"], moved["order.returned"]),
+        )
+        if pending:
+            assert order.shown["payment_status"] == ("failed" if order.declined else "authorized")
+        if order.status == "returned" and order.total:
+            assert order.shown["payment_status"] == "refunded"
+
+    def amounts(self, order: Modelled) -> Counter[str]:
+        """What the events say fell to the units that left, and to those that came back."""
+        page = self.wait(self.shop.get(f"/v1/orders/{order.shown['order_id']}/events", limit=1000)).json()
+        moved = Counter[str]()
+        for event in page["data"]:
+            if event["type"] in ("order.shipped", "order.returned"):
+                moved[event["type"]] += event["data"]["change"]["amount"]
+        return moved
 
     # --- the warehouse and the catalogue
 
@@ -293,9 +344,11 @@ class Life(RuleBasedStateMachine):
 
 async def test_whatever_is_done_the_orders_and_the_stock_are_what_was_done(shop: Shop, as_role: AsRole) -> None:
     loop = asyncio.get_running_loop()
+    projector = Database(as_role("orders_projector"), application_name="test", size_min=0, size_max=1)
+    await projector.open()
     await asyncio.to_thread(
         run_state_machine_as_test,
-        lambda: Life(shop, as_role("orders_inspect"), loop),  # type: ignore[arg-type] # any factory, as documented
+        lambda: Life(shop, projector, as_role("orders_inspect"), loop),  # type: ignore[arg-type] # any factory, as documented
         settings=settings(
             max_examples=30,
             stateful_step_count=20,
@@ -305,3 +358,4 @@ async def test_whatever_is_done_the_orders_and_the_stock_are_what_was_done(shop:
             suppress_health_check=list(HealthCheck),
         ),
     )
+    await projector.close()

@@ -14,7 +14,7 @@ from services.common.db import Database
 from services.common.stream import Message
 from services.payments import commands
 from services.payments.intake import Intake
-from services.payments.provider import StepRefusedError
+from services.payments.provider import CapturePutOffError, Provider, StepRefusedError
 from services.payments.repository import Claim
 from services.payments.runner import Runner
 from services.payments.sandbox import SandboxProvider
@@ -113,14 +113,19 @@ OpenRunner = Callable[..., Runner]
 def open_runner(books: Books, provider: SandboxProvider) -> OpenRunner:
     """Call for a runner with a breaker of its own; what fails is tried again at once."""
 
-    def opened(*, deadline_seconds: float = 5.0, failures: int = 100, at_once: int = 8) -> Runner:
-        breaker = Breaker("sandbox", deadline_seconds=deadline_seconds, failures=failures, healthy=(StepRefusedError,))
+    def opened(*, deadline_seconds: float = 5.0, failures: int = 100, asked: Provider = provider) -> Runner:
+        breaker = Breaker(
+            asked.name,
+            deadline_seconds=deadline_seconds,
+            failures=failures,
+            healthy=(StepRefusedError, CapturePutOffError),
+        )
         return Runner(
             books.database,
-            provider,
+            asked,
             breaker,
             published=lambda: None,
-            at_once=at_once,
+            at_once=8,
             lease_seconds=LEASE_SECONDS,
             poll_seconds=0.05,
             retry_seconds_min=0.001,

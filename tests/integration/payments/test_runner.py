@@ -10,10 +10,13 @@ from services.common.stream import Message
 from services.payments.provider import Charge, Standing
 from services.payments.runner import Runner
 from services.payments.sandbox import SandboxProvider
+from services.payments.stripe import StripeProvider
 from tests.consuming import metric
 from tests.faults.waiting import eventually
 from tests.integration.payments.conftest import LEASE_SECONDS, Books, OpenRunner
+from tests.integration.payments.test_stripe import intent
 from tests.order_events import PaidOrder
+from tests.scripted import scripted_server
 
 
 async def settled(books: Books, runner: Runner, *messages: Message) -> list[str]:
@@ -276,3 +279,25 @@ async def test_two_runners_at_once_do_everything_once(
             wanted = ("voided", order.total, 0, 0) if n % 2 else ("authorized", order.total, order.total, 0)
             assert found[order.order_id] == wanted
             assert await books.told(order.order_id) == ["authorized", "voided" if n % 2 else "captured"]
+
+
+async def test_a_capture_that_is_put_off_is_done_and_taken_with_the_final_one(
+    books: Books, open_runner: OpenRunner
+) -> None:
+    """As Stripe does it where a card is charged once: here by a server that answers as its reference says."""
+    order = PaidOrder(total=1000)
+    made, metadata = intent("requires_payment_method"), {"order_id": order.order_id, "put_off_1": "400"}
+    held = intent("requires_capture", multicapture="unavailable")
+    async with scripted_server() as stripe:
+        provider = StripeProvider("sk_test", url=stripe.url, timeout_seconds=5)
+        runner = open_runner(asked=provider)
+        stripe.answers += [made, held, held, held]
+        assert await settled(books, runner, order.placed(), order.shipped(400, final=False)) == ["done", "put_off"]
+        assert await books.told(order.order_id) == ["authorized"]
+        noted_held = intent("requires_capture", multicapture="unavailable", metadata=metadata)
+        stripe.answers += [noted_held, intent("succeeded", received=1000, capturable=0, metadata=metadata)]
+        assert await settled(books, runner, order.shipped(600)) == ["done"]
+        assert stripe.asked[-1].told["amount_to_capture"] == "1000"
+        await provider.aclose()
+    assert await books.told(order.order_id) == ["authorized", "captured"]
+    assert (await books.payment(order.order_id))["captured_amount"] == 1000

@@ -10,11 +10,11 @@ from itertools import count
 from pathlib import Path
 
 import httpx
-import orjson
 import pytest
 
 from services.payments.provider import Charge, ProviderError, ProviderState, Standing, StepRefusedError
 from services.payments.sandbox import SandboxProvider
+from tests.faults.waiting import eventually
 from tests.sandbox import Called, Sandbox, ledger, running_sandbox, somebody_called
 
 _orders = (f"01JD5Q0000E2WXGF4K4Z7{number:05}" for number in count())
@@ -131,12 +131,11 @@ async def test_every_payment_changed_since_is_listed_page_by_page(sandbox: Sandb
 async def test_a_late_payment_is_processed_first_and_a_callback_tells_the_end(
     provider: SandboxProvider, called: Called, method: str, state: str
 ) -> None:
-    asked, before = charge(method), len(called.bodies)
+    asked = charge(method)
     processed = await provider.authorize(asked, key=key(asked))
     assert processed.state is ProviderState.PROCESSING
-    await called.until(bodies=before + 1)
-    told = orjson.loads(called.bodies[before])
-    assert (told["type"], told["order_id"]) == ("payment.changed", asked.order_id)
+    told = (await called.told(asked.order_id))[0]
+    assert told["type"] == "payment.changed"
     standing = await provider.look_up(asked, None, key=key(asked))
     assert standing is not None
     assert standing.state == told["payment"]["state"] == state
@@ -144,16 +143,30 @@ async def test_a_late_payment_is_processed_first_and_a_callback_tells_the_end(
     assert await provider.authorize(asked, key=key(asked)) == processed, "the same answer, as it was"
 
 
-async def test_an_answer_that_never_comes_or_is_cut_off_has_held_the_money_all_the_same(sandbox: Sandbox) -> None:
-    impatient = SandboxProvider(sandbox.url, timeout_seconds=0.3)
-    for method in ("pm_hang", "pm_lost"):
-        asked = charge(method)
-        with pytest.raises(ProviderError, match="no answer"):
-            await impatient.authorize(asked, key=key(asked))
-        standing = await impatient.look_up(asked, None, key=key(asked))
-        assert standing is not None
-        assert standing.authorized_amount == asked.amount
-        assert await impatient.authorize(asked, key=key(asked)) == standing
+async def test_an_answer_that_is_cut_off_has_held_the_money_all_the_same(provider: SandboxProvider) -> None:
+    asked = charge("pm_lost")
+    with pytest.raises(ProviderError, match="no answer"):
+        await provider.authorize(asked, key=key(asked))
+    standing = await provider.look_up(asked, None, key=key(asked))
+    assert standing is not None
+    assert standing.authorized_amount == asked.amount
+    assert await provider.authorize(asked, key=key(asked)) == standing
+
+
+async def test_an_answer_that_never_comes_has_held_the_money_all_the_same(
+    provider: SandboxProvider, sandbox: Sandbox
+) -> None:
+    asked = charge("pm_hang")
+    asking = asyncio.create_task(provider.authorize(asked, key=key(asked)))
+    standing = await eventually(lambda: provider.look_up(asked, None, key=key(asked)), "the money is held")
+    assert standing is not None
+    assert standing.authorized_amount == asked.amount
+    assert await provider.authorize(asked, key=key(asked)) == standing, "only the first request is left hanging"
+    assert not asking.done()
+    asking.cancel()
+    impatient, asked = SandboxProvider(sandbox.url, timeout_seconds=0.05), charge("pm_hang")
+    with pytest.raises(ProviderError, match="no answer"):
+        await impatient.authorize(asked, key=key(asked))
     await impatient.aclose()
 
 
@@ -179,13 +192,13 @@ async def test_a_busy_provider_has_done_nothing(provider: SandboxProvider) -> No
 
 
 async def test_each_change_may_be_told_twice_at_once(provider: SandboxProvider, called: Called) -> None:
-    asked, before = charge("pm_twice"), len(called.bodies)
+    asked = charge("pm_twice")
     held = await provider.authorize(asked, key=key(asked))
-    await called.until(bodies=before + 2)
+    told = await called.told(asked.order_id, times=2)
+    assert [one["payment"]["captured_amount"] for one in told[:2]] == [0, 0]
     await provider.capture(held, 1, final=False, key=key(held, "capture", 2))
-    await called.until(bodies=before + 4)
-    told = [orjson.loads(body)["payment"]["captured_amount"] for body in called.bodies[before:]]
-    assert told == [0, 0, 1, 1]
+    told = await called.told(asked.order_id, times=4)
+    assert [one["payment"]["captured_amount"] for one in told[-2:]] == [1, 1]
 
 
 async def test_a_callback_is_sent_until_it_is_taken_also_after_the_sandbox_was_killed(tmp_path: Path) -> None:
@@ -194,12 +207,11 @@ async def test_a_callback_is_sent_until_it_is_taken_also_after_the_sandbox_was_k
         provider = SandboxProvider(sandbox.url, timeout_seconds=10)
         asked = charge("pm_late_10")
         await provider.authorize(asked, key=key(asked))
-        await called.until(refused=3)
+        await called.until_refused(3)
         await sandbox.kill()
         called.status = 204
         await sandbox.start()
-        await called.until(bodies=1)
-        assert orjson.loads(called.bodies[0])["payment"]["state"] == "authorized"
+        assert (await called.told(asked.order_id))[0]["payment"]["state"] == "authorized"
         await provider.aclose()
 
 
@@ -210,7 +222,7 @@ async def test_what_was_being_processed_when_it_was_killed_settles_afterwards(tm
         assert (await provider.authorize(asked, key=key(asked))).state is ProviderState.PROCESSING
         await sandbox.kill()
         await sandbox.start()
-        await called.until(bodies=1)
+        await called.told(asked.order_id)
         standing = await provider.look_up(asked, None, key=key(asked))
         assert standing is not None
         assert standing.state is ProviderState.DECLINED
@@ -240,12 +252,13 @@ async def test_killed_in_the_middle_of_authorisations_it_never_charges_twice(tmp
                 await pay(charge())
 
         buyers = [asyncio.create_task(buyer()) for _ in range(8)]
-        for kills in range(1, 4):
-            while len(answered) < kills * 30:  # in the middle of all, wherever each buyer is
-                await asyncio.sleep(0.001)
-            await sandbox.kill()
-            await sandbox.start()
-        await asyncio.gather(*buyers)
+        async with asyncio.timeout(120):
+            for kills in range(1, 4):
+                while len(answered) < kills * 30:  # in the middle of all, wherever each buyer is
+                    await asyncio.sleep(0.001)
+                await sandbox.kill()
+                await sandbox.start()
+            await asyncio.gather(*buyers)
         payments = await ledger(sandbox.url)
         assert len(answered) == 120
         assert unanswered, "the kills hit nobody"

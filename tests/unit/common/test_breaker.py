@@ -6,7 +6,7 @@ from itertools import count
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 
@@ -240,6 +240,7 @@ _STEPS = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(_STEPS, max_size=60))
 def test_it_does_what_the_model_does(steps: list[tuple[str, int]]) -> None:
     async def compared() -> None:

@@ -255,9 +255,10 @@ STORIES: list[tuple[str, dict[str, Any], list[Payment], list[tuple[str, dict[str
     (
         "all that was captured is given back, but not all was captured",
         {"status": "delivered", "payment_status": "partially_captured", "captured_amount": 400},
-        [payment(AUTHORIZED, TOTAL, 400, 400), payment(AUTHORIZED, TOTAL, TOTAL, 400)],
+        [payment(AUTHORIZED, TOTAL, *amounts) for amounts in ((400, 100), (400, 400), (TOTAL, 400))],
         [
-            ("order.refunded", {"amount": 400, "refunded_amount": 400}),
+            ("order.refunded", {"amount": 100, "refunded_amount": 100}),
+            ("order.refunded", {"amount": 300, "refunded_amount": 400}),
             ("order.payment_captured", {"amount": 600, "captured_amount": TOTAL}),
         ],
         ("delivered", "partially_refunded"),
