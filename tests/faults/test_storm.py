@@ -29,11 +29,12 @@ from tests.faults.products import WITNESS, Keeper
 from tests.faults.storm import Storm
 from tests.faults.toxiproxy import Proxy, proxied, server, toxiproxy
 
-# Twenty kills of each part that carries events, in bursts. Between them there has to be time to work: a consumer that was
-# killed keeps its place in its group for 6 s, in which a broker that dies does not count.
+# Twenty kills of each part that carries events, in bursts. Between them there has to be time to work: a consumer that
+# was killed keeps its place in its group for 6 s of the broker's life.
 KILLS = (1, 1, 1, 1, 1, 1, 2, 2, 4, 6)
 KAFKA_KILLS = (1, 1, 2, 2, 6, 8)
 OTHER_KILLS = (1, 1, 1)  # of each part that events come from
+SOURCES = ("orders-api", "catalog-api", "postgres", "valkey")
 CLIENTS = 4  # on account
 PAYERS = 12
 THINK_SECONDS = 0.4
@@ -135,9 +136,7 @@ async def _weathered(storm: Storm, stormy: Stormy, load: Load, counts: Counts) -
             faults = storm.kills(part, KILLS) + storm.freezes(part) + storm.ends(part) + cuts.get(part, [])
             group.create_task(storm.over(part, faults, arrived=arrived, pause_seconds=(0.0, 5.0)))
         # One after the other: an API that starts while there is no database gives up, and is started again.
-        sources = [storm.kills(part, OTHER_KILLS) for part in ("orders-api", "catalog-api", "postgres", "valkey")]
-        group.create_task(
-            storm.over("sources", sum(sources, []), arrived=lambda: load.placed, pause_seconds=(0.0, 20.0))
-        )
+        faults = [kill for part in SOURCES for kill in storm.kills(part, OTHER_KILLS)]
+        group.create_task(storm.over("sources", faults, arrived=lambda: load.placed, pause_seconds=(0.0, 20.0)))
         faults = storm.kills("kafka", KAFKA_KILLS) + storm.freezes("kafka") + cuts["kafka"]
         group.create_task(storm.over("kafka", faults, arrived=lambda: load.shown, pause_seconds=(2.0, 12.0)))
