@@ -6,7 +6,8 @@ from typing import Any
 import orjson
 
 from services.common import clock, ids
-from services.common.stream import Message, Publisher, RawMessage
+from services.common.publisher import Publisher
+from services.common.stream import Message, RawMessage
 from services.contracts import envelope
 from services.contracts.catalog import ProductEventType
 

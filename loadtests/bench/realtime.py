@@ -35,7 +35,8 @@ from websockets.typing import Subprotocol
 
 from services.cli.token import minted
 from services.cli.up import any_product, prepare
-from services.common.stream import Message, Publisher
+from services.common.publisher import Publisher
+from services.common.stream import Message
 from services.contracts import envelope
 from services.embedded.room import free_port_base
 from services.embedded.settings import StackSettings

@@ -27,7 +27,8 @@ from redis.asyncio import Redis
 
 from services.cli import migrate
 from services.common.outbox import channel
-from services.common.stream import BATCH_BYTES_MAX, MESSAGE_BYTES_MAX, Message, ensure_topic
+from services.common.publisher import BATCH_BYTES_MAX
+from services.common.stream import MESSAGE_BYTES_MAX, Message, ensure_topic
 from services.contracts.envelope import ORDERS_TOPIC
 from services.embedded.processes import PROCESSES
 from services.embedded.room import free_port_base
@@ -37,6 +38,7 @@ from services.embedded.supervisor import Stack
 BARE_TOPIC = "bare.events.v1"
 BATCH = 512  # messages of the bare loop's batches: as many as the relay's, of 16 slices with 32 rows each
 TENTHS = 10
+PROCESSES_TOLD = {"relay": "outbox-relay", "postgres": "postgres", "kafka": "kafka"}
 TOP_UP = 4_000  # rows written at once to keep the relay busy
 BUSY_DEPTH = 8_000  # rows that wait at least, meanwhile
 
@@ -91,9 +93,8 @@ class Relay:
         await self.connection.execute(WRITE, rows)
         await self._valkey.publish(channel("orders"), b"1")
 
-    async def drained(self, rows: int) -> float:
-        """Seconds in which it publishes `rows` that are written now."""
-        await self.write(rows)
+    async def drained(self) -> float:
+        """Seconds in which it publishes what there is."""
         started = time.perf_counter()
         while await self.connection.fetchval("SELECT EXISTS (SELECT FROM orders.outbox)"):  # its metrics cost it time
             await asyncio.sleep(0.02)
@@ -144,28 +145,46 @@ async def bare(kafka_url: str, messages: list[Message]) -> float:
         await sender.stop()
 
 
+def cpu_seconds(processes: dict[str, psutil.Process]) -> dict[str, float]:
+    """What each has used so far; PostgreSQL with its backends."""
+    found = {}
+    for name, process in processes.items():
+        family = [process, *(process.children() if name == "postgres" else ())]
+        times = [one.cpu_times() for one in family]
+        found[name] = sum(one.user + one.system for one in times)
+    return found
+
+
 async def compare(relay: Relay, rounds: int, rows: int) -> None:
     """Relay and bare loop, A B B A."""
     kafka_url = relay.stack.addresses.kafka
     await ensure_topic(kafka_url, BARE_TOPIC)
-    await relay.drained(rows)  # warm
+    await relay.write(rows)
+    await relay.drained()  # warm
     messages = await last_messages(kafka_url, rows)
     await bare(kafka_url, messages[: rows // 4])
     size = sum(len(message.value) for message in messages) // rows
-    processes = {"relay": psutil.Process(relay.stack.pid("outbox-relay")), "bare": psutil.Process()}
+    processes = {name: psutil.Process(relay.stack.pid(pid)) for name, pid in PROCESSES_TOLD.items()}
+    processes["bare"] = psutil.Process()
     ratios = []
     for number in range(rounds):
-        found: dict[str, list[tuple[float, float]]] = {"relay": [], "bare": []}
+        found: dict[str, list[dict[str, float]]] = {"relay": [], "bare": []}
         for who in ("relay", "bare", "bare", "relay"):
-            before = processes[who].cpu_times()
-            seconds = await relay.drained(rows) if who == "relay" else await bare(kafka_url, messages)
-            after = processes[who].cpu_times()
-            cpu = after.user + after.system - before.user - before.system
-            found[who].append((rows / seconds, cpu / rows * 1e6))
-        rates, cpus = ({who: statistics.mean(one[n] for one in two) for who, two in found.items()} for n in (0, 1))
-        ratios.append(rates["relay"] / rates["bare"])
-        told = ", ".join(f"{who} {rate:,.0f}/s with {cpus[who]:.0f} us of CPU each" for who, rate in rates.items())
-        say(f"round {number + 1}: {told}, ratio {ratios[-1]:.2f}")
+            if who == "relay":
+                await relay.write(rows)
+            before = cpu_seconds(processes)
+            seconds = await relay.drained() if who == "relay" else await bare(kafka_url, messages)
+            after = cpu_seconds(processes)
+            used = {name: (after[name] - before[name]) / rows * 1e6 for name in processes}
+            found[who].append({**used, "rate": rows / seconds})
+        means = {who: {n: statistics.mean(one[n] for one in two) for n in two[0]} for who, two in found.items()}
+        ratios.append(means["relay"]["rate"] / means["bare"]["rate"])
+        ours, theirs = means["relay"], means["bare"]
+        say(
+            f"round {number + 1}: ratio {ratios[-1]:.2f}; relay {ours['rate']:,.0f}/s, CPU of an event: relay"
+            f" {ours['relay']:.0f} us, PostgreSQL {ours['postgres']:.0f}, Kafka {ours['kafka']:.0f};"
+            f" bare {theirs['rate']:,.0f}/s, loop {theirs['bare']:.0f} us, Kafka {theirs['kafka']:.0f}"
+        )
     spread = f"{min(ratios):.2f}..{max(ratios):.2f}"
     say(
         f"relay to bare loop: median {statistics.median(ratios):.2f} ({spread}), {rows:,} events of {size} bytes,"
@@ -286,7 +305,8 @@ async def started() -> AsyncIterator[Relay]:
         async with Stack(settings, processes=relays, prepare=prepare) as stack, httpx.AsyncClient() as client:
             connection = await asyncpg.connect(stack.addresses.postgres)
             relay = Relay(stack, connection, client)
-            await relay.drained(1)
+            await relay.write(1)
+            await relay.drained()
             yield relay
             await connection.close()
 

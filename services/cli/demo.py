@@ -32,7 +32,7 @@ console = Console()
 
 
 def demo() -> None:
-    """Start everything, offer a product, take an order to `delivered`, follow it on Kafka and WebSocket, pay one, stop."""
+    """Start everything, offer a product, take an order to `delivered` before your eyes, have one paid, stop."""
     log.configure("orders-demo", "WARNING")
     run(_demo(StackSettings()))
 

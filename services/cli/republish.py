@@ -15,7 +15,8 @@ import typer
 from services.cli.target import FAILED, bar, console, failures_told, owner_url
 from services.common import clock, ids
 from services.common.db import WriteConnection
-from services.common.stream import Message, Publisher, StreamError, UnpublishableError, ensure_topic
+from services.common.publisher import Publisher
+from services.common.stream import Message, StreamError, UnpublishableError, ensure_topic
 from services.contracts.envelope import COMPACTED_TOPICS, ORDERS_TOPIC
 from services.contracts.orders import EventType
 from services.embedded.addresses import Addresses

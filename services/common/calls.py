@@ -37,8 +37,8 @@ class Service:
         self._turns = asyncio.Semaphore(CALLS_MAX)
         self._answers = True
 
-    async def get(self, path: str, *, token: str, parameters: Mapping[str, int]) -> Any:
-        """The JSON that is answered to the holder of `token`.
+    async def get(self, path: str, *, authorization: str, parameters: Mapping[str, int]) -> Any:
+        """The JSON that is answered to `authorization`, the value of that header.
 
         The service's own refusal as it was told; 503 `unavailable` when it cannot answer now and may be asked again.
         """
@@ -46,27 +46,36 @@ class Service:
         async with self._turns:
             started, status = clock(), 0
             try:
-                response = await self._http.get(
-                    path, params=dict(parameters), headers={"Authorization": f"Bearer {token}"}
-                )
+                async with asyncio.timeout(TIMEOUT_SECONDS):  # httpx bounds each read, not their sum
+                    response = await self._http.get(
+                        path, params=dict(parameters), headers={"Authorization": authorization}
+                    )
                 status = response.status_code
-            except httpx.TransportError as error:
-                self._told(answers=False, reason=repr(error))
-                raise unavailable(f"{self._name} does not answer.") from error
+            except (httpx.HTTPError, TimeoutError) as error:
+                raise self._unavailable(repr(error)) from error
             finally:
                 call_seconds.labels(self._name, status).observe(clock() - started)
-        if status >= 500 or status == 429:
-            self._told(answers=False, reason=f"status {status}")
-            raise unavailable(f"{self._name} cannot answer now.")
+        try:
+            if response.is_success:
+                content = orjson.loads(response.content)
+            elif status < 500 and status != 429:
+                content = _refusal(orjson.loads(response.content))
+            else:
+                raise self._unavailable(f"status {status}")
+        except (ValueError, KeyError, TypeError) as error:  # a proxy's page, say
+            raise self._unavailable(f"status {status}, and no answer of its own: {response.text[:100]}") from error
         self._told(answers=True, reason="")
-        content = orjson.loads(response.content)
-        if status >= 400:
-            raise _refusal(content)
+        if isinstance(content, DomainError):
+            raise content
         return content
 
     async def aclose(self) -> None:
         """Its connections are closed."""
         await self._http.aclose()
+
+    def _unavailable(self, reason: str) -> DomainError:
+        self._told(answers=False, reason=reason)
+        return unavailable(f"{self._name} cannot answer now.")
 
     def _told(self, *, answers: bool, reason: str) -> None:
         """Once for each change, not for each call: thousands may fail for one reason."""
@@ -79,6 +88,7 @@ class Service:
 
 
 def _refusal(content: dict[str, Any]) -> DomainError:
-    own = ("code", "status", "detail")
-    extra = {name: value for name, value in content.items() if name not in own}
-    return DomainError(content["code"], content["status"], content["detail"], extra=extra)
+    """TypeError or KeyError when `content` is no problem document of ours."""
+    code, status, detail = content["code"], content["status"], content["detail"]
+    extra = {name: value for name, value in content.items() if name not in {"code", "status", "detail"}}
+    return DomainError(code, status, detail, extra=extra)

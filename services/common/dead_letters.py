@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from services.common import clock
+from services.common.publisher import Publisher
 from services.common.stream import (
-    Publisher,
     RawMessage,
     dead_letter_topic,
     delete_before,

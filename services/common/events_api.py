@@ -1,20 +1,19 @@
 """The events of one key over HTTP, for a consumer that misses some of them on the topic (`Fill` of handle.py)."""
 
-import asyncio
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Final, Self
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
-import httpx
 import orjson
 
+from services.common.calls import Service
+from services.common.errors import DomainError
 from services.common.handle import NotFilledError
 from services.common.service_token import ServiceToken, TokenError
 from services.common.stream import Message
 from services.contracts import envelope
 
-TIMEOUT_SECONDS: Final = 5.0  # of one page: the batch that waits for it holds up a rebalance
 PAGE_EVENTS: Final = 100
 EVENTS_MAX: Final = 1_000  # missing at once: what is behind so far is read in several tries
 
@@ -26,7 +25,7 @@ class EventsApi:
         self._url = url
         self._token = token
         self._source = source
-        self._http = httpx.AsyncClient(timeout=TIMEOUT_SECONDS)
+        self._service = Service(urlsplit(url).netloc, "")
 
     async def __aenter__(self) -> Self:
         return self
@@ -34,20 +33,17 @@ class EventsApi:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._http.aclose()
+        await self._service.aclose()
 
     async def fill(self, key: str, after_version: int) -> Sequence[Message]:
         """The first events of `key` after that version, as they are on the topic. NotFilledError."""
         events: list[dict[str, Any]] = []
         after: int | None = after_version
         while after is not None and len(events) < EVENTS_MAX:
+            page = await self._page(key, after)
             try:
-                async with asyncio.timeout(TIMEOUT_SECONDS):  # httpx bounds each read, not their sum
-                    page = await self._page(key, after)
                 events += page["data"]
                 after = None if page["next_cursor"] is None else int(page["next_cursor"])
-            except (httpx.HTTPError, TimeoutError, TokenError) as error:
-                raise NotFilledError(repr(error)) from error
             except (ValueError, KeyError, TypeError) as error:
                 raise NotFilledError(f"the answer is no page of events: {error!r}") from error
         try:
@@ -55,19 +51,21 @@ class EventsApi:
         except (ValueError, KeyError, TypeError) as error:
             raise NotFilledError(f"the answer has what is no event: {error!r}") from error
 
-    async def _page(self, key: str, after_version: int) -> dict[str, Any]:
-        authorization = await self._token.authorization()
-        response = await self._http.get(
-            self._url.format(key=quote(key, safe="")),
-            params={"after_version": after_version, "limit": PAGE_EVENTS},
-            headers={"Authorization": authorization},
-        )
-        if response.status_code == 401:
-            self._token.refused(authorization)
-        if response.is_error:
-            raise NotFilledError(f"{response.status_code} of {response.url.path}: {response.text[:300]}")
-        page: dict[str, Any] = orjson.loads(response.content)
-        return page
+    async def _page(self, key: str, after_version: int) -> Any:
+        authorization = ""
+        try:
+            authorization = await self._token.authorization()
+            return await self._service.get(
+                self._url.format(key=quote(key, safe="")),
+                authorization=authorization,
+                parameters={"after_version": after_version, "limit": PAGE_EVENTS},
+            )
+        except TokenError as error:
+            raise NotFilledError(repr(error)) from error
+        except DomainError as error:
+            if error.status == 401:
+                self._token.refused(authorization)
+            raise NotFilledError(str(error)) from error
 
     def _message(self, key: str, event: dict[str, Any]) -> Message:
         headers = envelope.headers(

@@ -1,6 +1,6 @@
-"""Kafka: topics, a producer that is thrown away at the first error, and a reader of a topic.
+"""Kafka: topics, messages, and a reader of a topic.
 
-How to consume a topic into a database: `consumer.py`.
+How to send to one: `publisher.py`; how to consume one into a database: `consumer.py`.
 """
 
 import asyncio
@@ -8,16 +8,13 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Final, Self
+from typing import Any, Final
 
-import structlog
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 from aiokafka.errors import KafkaError, for_code
 
 from services.contracts.envelope import COMPACTED_TOPICS
-
-log = structlog.get_logger()
 
 MESSAGE_BYTES_MAX: Final = 4 * 1024 * 1024  # 2,000 lines of long names
 DEAD_LETTER_BYTES_MAX: Final = 64 * 1024  # what a dead letter may have over the message that it was
@@ -25,7 +22,6 @@ PARTITIONS: Final = 12  # fixed within a major version of a topic: the key's par
 REPLICAS: Final = 3  # where there are as many brokers; one broker promises nothing about the loss of its disk
 RETENTION_MS: Final = 7 * 24 * 3600 * 1000
 DEAD_LETTERS_RETENTION_MS: Final = 30 * 24 * 3600 * 1000  # a release that understands them has to be written first
-BATCH_BYTES_MAX: Final = 256 * 1024
 REQUEST_TIMEOUT_MS: Final = 10_000
 _DEAD_LETTERS: Final = ".dlq"
 _REDELIVERY: Final = ".redelivery."
@@ -40,7 +36,7 @@ class UnpublishableError(Exception):
     """No broker will ever take this message."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that doubles what making one costs, and the relay makes one for each event
 class RawMessage:
     """Whatever a topic may have, from whoever: as a dead letter keeps it."""
 
@@ -49,7 +45,7 @@ class RawMessage:
     headers: Sequence[tuple[str, bytes]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Message(RawMessage):
     """What we send to a topic; messages of one key keep their order."""
 
@@ -57,86 +53,13 @@ class Message(RawMessage):
     value: bytes
 
 
-class Publisher:
-    """An idempotent producer (acks=all). After any error it must be closed: aiokafka may be wedged for ever."""
-
-    def __init__(self, kafka_url: str, *, client_id: str) -> None:
-        self._producer = AIOKafkaProducer(
-            bootstrap_servers=kafka_url,
-            client_id=client_id,
-            acks="all",
-            enable_idempotence=True,
-            compression_type="lz4",
-            linger_ms=0,
-            max_batch_size=BATCH_BYTES_MAX,
-            max_request_size=MESSAGE_BYTES_MAX + DEAD_LETTER_BYTES_MAX,
-            request_timeout_ms=REQUEST_TIMEOUT_MS,
-        )
-        self._unsure = 0  # batches handed over of which nobody knows
-
-    async def __aenter__(self) -> Self:
-        """Connected. StreamError when no broker answers."""
-        try:
-            async with asyncio.timeout(PUBLISH_TIMEOUT_SECONDS):
-                await self._producer.start()
-        except (KafkaError, OSError, TimeoutError) as error:
-            await self._stop()
-            raise StreamError(repr(error)) from error
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        if self._unsure:
-            await self._abandon()
-        await self._stop()
-
-    async def publish(self, topic: str, messages: Sequence[RawMessage]) -> None:
-        """All of `messages` are on Kafka, in order per key. StreamError when that is not known for all of them.
-
-        Batches may be published at the same time when they have no key in common.
-        """
-        self._unsure += 1
-        try:
-            async with asyncio.timeout(PUBLISH_TIMEOUT_SECONDS):
-                sent = [
-                    await self._producer.send(topic, value=m.value, key=m.key, headers=list(m.headers))
-                    for m in messages
-                ]
-                await asyncio.gather(*sent)
-        except (KafkaError, OSError, TimeoutError) as error:
-            raise StreamError(repr(error)) from error
-        self._unsure -= 1
-
-    async def _abandon(self) -> None:
-        """It sends nothing more. Its own stop would first send what is left, for as long as the broker is away.
-
-        An idempotent producer tries for ever: one that is left alone comes back with its old messages long after the
-        next producer has sent them. aiokafka has no public way to drop them.
-        """
-        sending = self._producer._sender.sender_task
-        while sending is not None and not sending.done():
-            sending.cancel()  # once for itself, and once for each request that it waits for
-            await asyncio.wait([sending], timeout=0.1)
-        waiting = self._producer._message_accumulator
-        # Those that were about to be sent again, too: when they fail, they are looked for among the pending ones.
-        waiting._pending_batches.update(batch for batches in waiting._batches.values() for batch in batches)
-        abandoned = list(waiting._pending_batches)
-        waiting.fail_all(KafkaError("abandoned"))
-        for batch in abandoned:
-            batch._drain_waiter.exception()  # seen; nobody waits for it, and asyncio would log each
-
-    async def _stop(self) -> None:
-        try:
-            async with asyncio.timeout(2.0):
-                await self._producer.stop()
-        except (KafkaError, OSError, TimeoutError) as error:
-            log.warning("stream.producer_not_stopped", error=repr(error))
-
-
 def check_size(message: Message) -> None:
     """UnpublishableError when `message` is more than a topic takes."""
-    size = len(message.value or b"") + len(message.key or b"") + sum(map(len, chain.from_iterable(message.headers)))
-    if size > MESSAGE_BYTES_MAX - 1024:  # room for the record's and the batch's own fields
-        raise UnpublishableError(f"{size} bytes are more than the {MESSAGE_BYTES_MAX} of a topic")
+    size = len(message.value) + len(message.key)
+    if size > MESSAGE_BYTES_MAX // 2:  # headers are short, and counted where that can matter
+        size += sum(map(len, chain.from_iterable(message.headers)))
+        if size > MESSAGE_BYTES_MAX - 1024:  # room for the record's and the batch's own fields
+            raise UnpublishableError(f"{size} bytes are more than the {MESSAGE_BYTES_MAX} of a topic")
 
 
 async def ensure_topic(kafka_url: str, topic: str) -> None:

@@ -135,6 +135,11 @@ class ProcessPart:
                 "ORDERS_PROVIDER_URL": settings.provider_url or f"http://{HOST}:{settings.port(SANDBOX)}",
                 **(self._callbacks() if self.process.callbacks else {}),
                 **(self._client() if self.process.client else {}),
+                "ORDERS_METRICS_URLS": ",".join(
+                    f"http://{HOST}:{settings.port(each.metrics)}/metrics"
+                    for each in PROCESSES
+                    if each.metrics is not None
+                ),
                 "ORDERS_HOST": HOST,
                 "ORDERS_PORT": str(self.port),
                 "ORDERS_METRICS_PORT": str(self.metrics_port),

@@ -18,6 +18,7 @@ from services.realtime.endpoints import Context
 from services.realtime.hub import Hub
 from services.realtime.routes import ROUTES, SCOPES, sockets
 from services.realtime.settings import RealtimeSettings
+from services.realtime.status import Status
 from services.realtime.subscriber import Limits
 
 PROCESS = "realtime-gateway"
@@ -27,6 +28,7 @@ def create_app(settings: RealtimeSettings, topic: str = ORDERS_TOPIC) -> WithSoc
     """The application; its lifespan follows `topic`."""
     verifier = TokenVerifier(settings.issuer_url, settings.audience)
     orders = Service("orders-api", settings.orders_url)
+    status = Status([url for url in settings.metrics_urls.split(",") if url])
     hub = Hub()
 
     def lost() -> None:
@@ -36,6 +38,7 @@ def create_app(settings: RealtimeSettings, topic: str = ORDERS_TOPIC) -> WithSoc
         hub=hub,
         backlog=Backlog(orders),
         follower=Follower(settings.kafka_url, topic, handle=hub.publish, lost=lost),
+        status=status,
         limits=Limits(settings.queue_messages, settings.queue_bytes, settings.orders_max, settings.own_orders_max),
         sockets_max=settings.sockets_max,
     )
@@ -49,6 +52,7 @@ def create_app(settings: RealtimeSettings, topic: str = ORDERS_TOPIC) -> WithSoc
         finally:
             await ended(following)
             await orders.aclose()
+            await status.aclose()
             await verifier.aclose()
 
     app = build_app(

@@ -35,7 +35,7 @@ class Backlog:
         try:
             content = await self._orders.get(
                 f"/v1/orders/{order_id}/events",
-                token=token,
+                authorization=f"Bearer {token}",
                 parameters={"after_version": after_version, "limit": PAGE_EVENTS},
             )
         except DomainError as error:

@@ -5,6 +5,7 @@ from typing import Final
 
 from fastapi import Request, Response
 
+from services.common.auth import Claims
 from services.common.errors import unavailable
 from services.common.follower import Follower
 from services.common.http import JsonResponse
@@ -12,6 +13,7 @@ from services.common.websocket import Close, Connection
 from services.realtime.backlog import Backlog
 from services.realtime.hub import Hub
 from services.realtime.page import HEADERS, PAGE
+from services.realtime.status import Status
 from services.realtime.subscriber import Limits, Subscriber
 
 READ: Final = "orders:read"
@@ -24,6 +26,7 @@ class Context:
     hub: Hub
     backlog: Backlog
     follower: Follower
+    status: Status
     limits: Limits
     sockets_max: int
     subscribers: set[Subscriber] = field(default_factory=set)
@@ -67,3 +70,10 @@ async def get_readiness(request: Request) -> Response:
     at.admit()
     warnings = [] if at.follower.answers else ["kafka does not answer: events come when it does"]
     return JsonResponse({"status": "ok", "warnings": warnings})
+
+
+async def get_status(request: Request, _: Claims) -> Response:
+    """GET /v1/status."""
+    at = request.app.state.context
+    assert isinstance(at, Context)  # noqa: S101 # set by the process
+    return JsonResponse((await at.status.now()).model_dump())

@@ -8,6 +8,11 @@ from services.common.settings import ProcessSettings
 class RealtimeSettings(ProcessSettings):
     """What realtime-gateway may be told."""
 
+    metrics_urls: str = Field(
+        default="",
+        pattern=r"^(https?://[^\s,]+(,https?://[^\s,]+)*)?$",
+        description="where the metrics of other processes are, separated by commas: /v1/status tells of them",
+    )
     orders_url: str = Field(default="http://127.0.0.1:8000", description="where orders-api answers")
     sockets_max: int = Field(default=10_000, ge=1, description="WebSockets of one process; further ones get 503")
     orders_max: int = Field(default=1_000, ge=1, description="orders that one WebSocket follows one by one")

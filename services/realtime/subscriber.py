@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import structlog
 from prometheus_client import Counter, Gauge
@@ -18,6 +18,7 @@ from services.realtime.hub import Frame, Hub, LiveEvent
 from services.realtime.sequence import Sequence
 
 PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX = 0.1, 5.0  # between tries while orders-api cannot answer
+FAULT: Final = "This is our fault, and it has been logged."
 
 log = structlog.get_logger()
 realtime_sent_total = Counter("realtime_sent_total", "Messages handed to the network, events and answers")
@@ -186,7 +187,7 @@ class Subscriber:
                 self._behind.pop(order_id, None)
         except Exception:
             log.exception("realtime.not_caught_up")
-            self.end(Close.INTERNAL, "This is our fault, and it has been logged.")
+            self.end(Close.INTERNAL, FAULT)
 
     async def _level(self, order_id: str) -> None:
         """The order is not behind, or no longer followed."""
@@ -258,23 +259,32 @@ class Subscriber:
         self._room.set()
 
     async def _send(self) -> None:
-        """What waits is sent, until there is an end, which is told."""
-        write, queue, changed = self._connection.write, self._queue, self._changed
+        """What waits is sent, until there is an end, which is told; what cannot be sent is one."""
         try:
-            while self._ending is None:
-                while queue:
-                    frame = queue.popleft()
-                    self._queued_bytes -= frame.size
-                    await write(frame.text)
-                    realtime_sent_total.inc()
-                self._room.set()
-                await changed.wait()
-                changed.clear()
-            await self._connection.close(*self._ending)
+            try:
+                ending = await self._send_until_end()
+            except OSError:
+                raise
+            except Exception:
+                log.exception("realtime.not_sent")
+                ending = (Close.INTERNAL, FAULT)
+                self.end(*ending)
+            await self._connection.close(*ending)
         except OSError:
             pass  # it has gone: reading says so too, and ends us
-        except Exception:
-            log.exception("realtime.not_sent")
+
+    async def _send_until_end(self) -> tuple[int, str]:
+        write, queue, changed = self._connection.write, self._queue, self._changed
+        while self._ending is None:
+            while queue:
+                frame = queue.popleft()
+                self._queued_bytes -= frame.size
+                await write(frame.text)
+                realtime_sent_total.inc()
+            self._room.set()
+            await changed.wait()
+            changed.clear()
+        return self._ending
 
 
 def _owner(event: dict[str, Any]) -> str:

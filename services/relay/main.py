@@ -3,7 +3,6 @@
 import asyncio
 import os
 import secrets
-import signal
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -14,6 +13,7 @@ import structlog
 from services.common import log, metrics
 from services.common.db import Database
 from services.common.outbox import Alarm
+from services.common.process import until_stopped
 from services.relay.leases import Leases
 from services.relay.outbox import Outbox
 from services.relay.outboxes import OUTBOXES
@@ -73,16 +73,10 @@ async def relaying(
 
 
 async def run(settings: RelaySettings) -> None:
-    """Relay every outbox until SIGTERM or SIGINT."""
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    """Relay every outbox until cancelled, or until a task fails: then so does the process, which is started again."""
     async with relaying(settings) as tasks:
-        stopped = asyncio.create_task(stop.wait())
-        # A task that ends has failed: end the process, so that it is seen and started again.
-        done, _ = await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
-        await cancelled(stopped)
-        for task in done - {stopped}:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
             task.result()
 
 
@@ -100,4 +94,4 @@ def main() -> None:
     settings = RelaySettings()
     log.configure(PROCESS, settings.log_level)
     metrics.serve(PROCESS, settings.host, settings.metrics_port)
-    asyncio.run(run(settings))
+    asyncio.run(until_stopped(run(settings)))

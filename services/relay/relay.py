@@ -17,7 +17,8 @@ from services.common.db import Database, LockTimeoutError, Row, TransientError
 from services.common.errors import DomainError
 from services.common.metrics import BUCKETS_SECONDS
 from services.common.outbox import Alarm
-from services.common.stream import Message, Publisher, StreamError, UnpublishableError, ensure_topic
+from services.common.publisher import BATCH_BYTES_MAX, Publisher, TooLargeError
+from services.common.stream import Message, StreamError, UnpublishableError, ensure_topic
 from services.relay.leases import Lease, Leases
 from services.relay.outbox import Outbox
 
@@ -60,6 +61,7 @@ class Relay:
         self._kafka_url, self._client_id = kafka_url, client_id
         self._rows_per_slice = rows_per_slice
         self._poll_seconds_min, self._poll_seconds_max = poll_seconds_min, poll_seconds_max
+        self._batch_bytes_max = BATCH_BYTES_MAX
 
     async def run(self) -> None:
         """Until cancelled. Any failure ends a session, and its lease; the next begins with a new producer."""
@@ -67,7 +69,9 @@ class Relay:
         while True:
             try:
                 await ensure_topic(self._kafka_url, self._outbox.topic)
-                async with Publisher(self._kafka_url, client_id=self._client_id) as publisher:
+                async with Publisher(
+                    self._kafka_url, client_id=self._client_id, batch_bytes_max=self._batch_bytes_max
+                ) as publisher:
                     pause = PAUSE_SECONDS_MIN
                     self._leases.want(self._lease, True)
                     async with asyncio.TaskGroup() as lanes:
@@ -116,7 +120,11 @@ class Relay:
         return len(sendable) + len(unsendable)
 
     async def _publish(self, publisher: Publisher, sendable: Sequence[tuple[Row, Message]]) -> None:
-        await publisher.publish(self._outbox.topic, [message for _, message in sendable])
+        try:
+            await publisher.publish(self._outbox.topic, [message for _, message in sendable])
+        except TooLargeError as refused:
+            await self._heed(refused, sendable)
+            raise
         published_at = datetime.now(UTC)
         await self._database.rows(
             self._outbox.delete,
@@ -127,6 +135,15 @@ class Relay:
         observe = outbox_publish_delay_seconds.labels(self._outbox.name).observe
         for row, _ in sendable:
             observe((published_at - row["occurred_at"]).total_seconds())
+
+    async def _heed(self, refused: TooLargeError, sendable: Sequence[tuple[Row, Message]]) -> None:
+        """The next session's batches are smaller; an event that was alone in its batch is parked."""
+        if len(refused.messages) > 1:
+            self._batch_bytes_max //= 2
+            log.warning("relay.smaller_batches", outbox=self._outbox.name, bytes_max=self._batch_bytes_max)
+        else:
+            (alone,) = refused.messages
+            await self._park([(row, str(refused)) for row, message in sendable if message is alone])
 
     def _sorted_out(self, rows: Sequence[Row]) -> tuple[list[tuple[Row, Message]], list[tuple[Row, str]]]:
         """The messages of `rows`, and the rows to park with their reasons. Nothing overtakes a row that is parked.

@@ -11,7 +11,8 @@ from aiokafka import TopicPartition
 
 from services.common import stream
 from services.common.follower import Follower
-from services.common.stream import Message, Publisher, Received, StreamError
+from services.common.publisher import Publisher
+from services.common.stream import Message, Received, StreamError
 from tests.faults.waiting import eventually
 
 

@@ -4,8 +4,8 @@ import asyncio
 import secrets
 import socket
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,14 +15,16 @@ import httpx
 import orjson
 import pytest
 import uvicorn
+from prometheus_client import CollectorRegistry, Gauge, start_http_server
 from starlette.types import ASGIApp
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
 from services.common import server, stream
+from services.common.publisher import Publisher
 from services.common.server import SocketLimits
-from services.common.stream import Message, Publisher
+from services.common.stream import Message
 from services.contracts import envelope
 from services.orders import api as orders_api
 from services.orders.settings import OrdersSettings
@@ -235,3 +237,45 @@ def narrow_socket(port: int) -> socket.socket:
     narrow.connect(("127.0.0.1", port))
     narrow.setblocking(False)
     return narrow
+
+
+class Exported:
+    """Metrics of a process, as Prometheus' own client serves them."""
+
+    def __init__(self, process: str, port: int) -> None:
+        self._registry = CollectorRegistry()
+        self._gauge("process_info", "process").labels(process).set(1)
+        names = ("outbox_depth", "outbox_oldest_age_seconds", "outbox_parked_aggregates")
+        self._outboxes = [self._gauge(name, "outbox") for name in names]
+        self._breakers = self._gauge("breaker_state", "breaker")
+        self._server, self._thread = start_http_server(port, addr="127.0.0.1", registry=self._registry)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/metrics"
+
+    def outboxes(self, name: str, *values: float) -> None:
+        """Depth, age and parked aggregates of one."""
+        for gauge, value in zip(self._outboxes, values, strict=True):
+            gauge.labels(name).set(value)
+
+    def breakers(self, **states: int) -> None:
+        """The states of some."""
+        for name, state in states.items():
+            self._breakers.labels(name).set(state)
+
+    def close(self) -> None:
+        """It does not answer any more."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def _gauge(self, name: str, label: str) -> Gauge:
+        return Gauge(name, name, [label], registry=self._registry)
+
+
+@contextmanager
+def exporting(process: str, port: int = 0) -> Iterator[Exported]:
+    """Until the end of the block."""
+    exported = Exported(process, port)
+    try:
+        yield exported
+    finally:
+        exported.close()

@@ -11,6 +11,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from services.embedded.keys import mint
+from services.realtime.hub import Frame, LiveEvent
 from tests.faults.waiting import eventually
 from tests.integration.realtime.conftest import Gateway, Open, Wire, narrow_socket
 from tests.shop import Shop
@@ -242,6 +243,30 @@ async def test_lost_positions_close_every_socket_with_1012(gateway: Gateway) -> 
     assert [await client.closed() for client in clients] == [1012] * 3
 
 
+async def test_what_cannot_be_sent_closes_with_1011_and_the_client_resumes(
+    gateway: Gateway, shop: Shop, wire: Wire
+) -> None:
+    order = await shop.placed()
+    client = await gateway.client()
+    await client.ask(subscribe={"order_id": order["order_id"]})
+    await client.until(order["order_id"], 1)
+    (subscriber,) = gateway.at.subscribers
+    # Half a character, which has no UTF-8: nothing that is read has one, so it is put in by hand.
+    subscriber.live(LiveEvent(order["order_id"], 2, None, Frame("\ud83e", 1)))
+    assert await client.closed() == 1011
+    assert client.socket.close_reason == "This is our fault, and it has been logged."
+    await shop.command(order, "ship")
+    await wire.publish(order["order_id"], 2)
+    again = await gateway.client()
+    await again.ask(subscribe={"order_id": order["order_id"], "after_version": 1})
+    assert await again.until(order["order_id"], 2) == [2]
+
+    async def gone() -> bool:
+        return len(gateway.at.subscribers) == 1
+
+    await eventually(gone, "its place is free")
+
+
 async def test_what_a_client_leaves_behind_is_nothing(gateway: Gateway, shop: Shop) -> None:
     order = await shop.placed()
     before = REGISTRY.get_sample_value("realtime_subscriptions")
@@ -267,4 +292,4 @@ async def test_the_page_is_served_with_a_policy_that_runs_its_own_script_only(ga
     assert "'unsafe" not in page.headers["content-security-policy"]
     assert page.headers["content-security-policy"].startswith("default-src 'none'; script-src 'sha256-")
     described = (await shop.client.get(f"http://127.0.0.1:{gateway.port}/openapi.json")).json()
-    assert set(described["paths"]) == {"/healthz", "/readyz"}
+    assert set(described["paths"]) == {"/healthz", "/readyz", "/v1/status"}

@@ -12,7 +12,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
 from tests.faults.waiting import eventually
-from tests.integration.realtime.conftest import Gateway, Open, Wire
+from tests.integration.realtime.conftest import Gateway, Open, Wire, exporting
 from tests.shop import Shop
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -61,6 +61,14 @@ class Page:
     async def versions(self) -> list[str]:
         rows = "return [...document.querySelectorAll('#timeline tr')].map((row) => row.cells[0].textContent)"
         found: list[str] = await asyncio.to_thread(self._browser.execute_script, rows)
+        return found
+
+    async def parts(self) -> list[list[str]]:
+        rows = (
+            "return [...document.querySelectorAll('#parts tr')].map("
+            "(row) => [...row.cells].map((cell) => cell.textContent))"
+        )
+        found: list[list[str]] = await asyncio.to_thread(self._browser.execute_script, rows)
         return found
 
     async def shows(self, what: Callable[[], Any], wanted: Any) -> None:
@@ -114,6 +122,50 @@ async def test_the_page_says_what_is_refused(browser: webdriver.Chrome, gateway:
     await page.shows(lambda: page.text("state"), refused)
     await page.follow("01JD5Q0000E2WXGF4K4Z7D3M5T", "x")
     await page.shows(lambda: page.text("state"), "Closed (4401): " + await _reason(gateway))
+
+
+async def test_the_page_shows_how_far_the_outboxes_are_behind_and_which_breaker_is_open(
+    browser: webdriver.Chrome, opened: Open, shop: Shop
+) -> None:
+    order, token = await shop.placed(), shop.token("orders:read")
+    with exporting("outbox-relay") as relay, exporting("payments-worker") as worker:
+        relay.outboxes("orders", 7, 2.25, 1)
+        worker.breakers(provider=2, other=1)
+        urls = f"{relay.url},{worker.url},http://127.0.0.1:1/metrics"
+        async with opened(metrics_urls=urls) as gateway:
+            page = Page(browser, gateway)
+            await page.open(f"#order={order['order_id']}&token={token}")
+            await page.shows(
+                page.parts,
+                [
+                    ["outbox-relay", "outbox orders", "7 waiting, oldest 2.25 s, 1 parked"],
+                    ["payments-worker", "breaker provider", "open"],
+                    ["payments-worker", "breaker other", "half-open"],
+                    ["127.0.0.1:1", "metrics", "does not answer"],
+                ],
+            )
+            relay.outboxes("orders", 0, 0.0, 0)
+            worker.breakers(provider=0, other=0)
+            await page.shows(
+                page.parts,
+                [
+                    ["outbox-relay", "outbox orders", "0 waiting, oldest 0 s, 0 parked"],
+                    ["payments-worker", "breaker provider", "closed"],
+                    ["payments-worker", "breaker other", "closed"],
+                    ["127.0.0.1:1", "metrics", "does not answer"],
+                ],
+            )
+            assert page.complaints() == [], "its own policy refuses nothing of it"
+
+
+async def test_the_page_says_when_nobody_told_it_whom_to_ask(
+    browser: webdriver.Chrome, gateway: Gateway, shop: Shop
+) -> None:
+    page = Page(browser, gateway)
+    await page.open(f"#order={(await shop.placed())['order_id']}&token={shop.token('orders:read')}")
+    said = "Not configured: ORDERS_METRICS_URLS of realtime-gateway names no process."
+    await page.shows(lambda: page.text("behind"), said)
+    assert await page.parts() == []
 
 
 async def _reason(gateway: Gateway) -> str:

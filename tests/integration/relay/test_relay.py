@@ -2,19 +2,23 @@
 
 import asyncio
 import gc
+import os
 import signal
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import asyncpg
 import orjson
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from services.common import ids, stream
 from services.common.outbox import Wake
+from services.common.publisher import Publisher, TooLargeError
 from services.contracts.envelope import ORDERS_TOPIC
 from services.embedded.supervisor import Stack
 from services.relay.outboxes import ORDERS, OUTBOXES
@@ -223,6 +227,72 @@ async def test_a_row_read_before_its_order_was_released_is_not_parked_behind_not
     assert await owner.fetchval("SELECT array_agg(version ORDER BY position) FROM orders.outbox") == [1, 2, 3]
 
 
+# Events that do not compress: what a topic takes is judged by what is sent.
+WRITE_LONG = """
+WITH written AS (
+    INSERT INTO orders.order_events (order_id, created_at, shard, version, event_id, type, data, actor, occurred_at)
+    SELECT $1, $2, $3, n, uuidv7(), 'order.test', jsonb_build_object('x', (
+        SELECT string_agg(md5(format('%s %s', n, i)), '') FROM generate_series(1, $5 / 32) i)), 'process:test', now()
+    FROM unnest($4::bigint[]) n
+    RETURNING version
+)
+INSERT INTO orders.outbox (shard, slice, order_id, created_at, version)
+SELECT $3, $3 % 16, $1, $2, version FROM written ORDER BY version
+"""
+
+
+async def _topic_that_takes(kafka_url: str, bytes_max: int) -> str:
+    name = f"test.{uuid.uuid4().hex}"
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka_url)
+    await admin.start()
+    await admin.create_topics([NewTopic(name, 3, 1, topic_configs={"max.message.bytes": str(bytes_max)})])
+    await admin.close()
+    return name
+
+
+async def test_an_event_that_the_topic_refuses_for_its_size_parks_its_order_and_no_other(
+    shop: Shop, settings: RelaySettings, kafka_url: str, owner: Owner
+) -> None:
+    outbox = replace(ORDERS, topic=await _topic_that_takes(kafka_url, 20_000))
+    parked = await shop.placed()
+    key = ids.order_key(ids.from_text(parked["order_id"]))
+    await owner.execute(WRITE_LONG, key.order_id, key.created_at, key.shard, [2], 100_000)
+    await owner.execute(WRITE_LONG, key.order_id, key.created_at, key.shard, [3], 100)
+    others = [await _delivered(shop) for _ in range(5)]  # of the same slice, behind it
+    async with listening(kafka_url, outbox.topic) as topic, relaying(settings, outbox):
+        for other in others:
+            await topic.of(other["order_id"], 3)
+        await eventually(lambda: _empty(owner), "what is parked is not tried again and again")
+        failures = _failures()
+        last = await _delivered(shop)
+        await topic.of(last["order_id"], 3)
+        await eventually(_parked_in_metrics(1), "it is seen from outside")
+        await topic.poll()
+    assert dict.fromkeys(topic.versions(parked["order_id"])) == {1: None}
+    assert _failures() == failures
+    rows = await owner.fetch("SELECT version, reason FROM relay.parked ORDER BY position")
+    assert [tuple(row) for row in rows] == [(2, "the broker refuses it for its size"), (3, "waits for version 2")]
+
+
+async def test_a_topic_that_takes_less_than_a_batch_gets_smaller_ones_and_every_event(
+    shop: Shop, settings: RelaySettings, kafka_url: str, owner: Owner
+) -> None:
+    outbox = replace(ORDERS, topic=await _topic_that_takes(kafka_url, 20_000))
+    order = await shop.placed()
+    key = ids.order_key(ids.from_text(order["order_id"]))
+    await owner.execute(WRITE_LONG, key.order_id, key.created_at, key.shard, list(range(2, 41)), 10_000)
+    async with listening(kafka_url, outbox.topic) as topic, relaying(settings, outbox):
+
+        async def last_has_come() -> bool:
+            await topic.poll()
+            return 40 in topic.versions(order["order_id"])
+
+        await eventually(last_has_come, "the last event")
+        await eventually(lambda: _empty(owner), "published rows are deleted")
+    assert list(dict.fromkeys(topic.versions(order["order_id"]))) == list(range(1, 41))
+    assert await owner.fetch("TABLE relay.parked") == []
+
+
 @pytest.mark.parametrize("character", ["\N{TEAPOT}", "\x01", '"'], ids=["four bytes", "escaped in six", "quote"])
 async def test_the_largest_legal_order_reaches_kafka(
     shop: Shop, settings: RelaySettings, topic: Topic, owner: Owner, character: str
@@ -395,14 +465,14 @@ async def test_a_publisher_that_fails_sends_nothing_afterwards(
             stream.Message(b"one", bytes([number]) * 200_000, [("ce_sequence", b"%020d" % number)])
             for number in range(1, 9)
         ]  # of one partition: a batch is in flight, the others queue behind it
-        async with stream.Publisher(kafka_url, client_id="first") as first:
+        async with Publisher(kafka_url, client_id="first") as first:
             await first.publish(ORDERS_TOPIC, [stream.Message(b"zero", b"", [("ce_sequence", b"0")])])
             own_kafka.send_signal("kafka", signal.SIGSTOP)
             with pytest.raises(stream.StreamError):
                 await first.publish(ORDERS_TOPIC, messages)
         assert not [task for task in asyncio.all_tasks() if "_sender_routine" in repr(task.get_coro())]
         own_kafka.send_signal("kafka", signal.SIGCONT)
-        async with stream.Publisher(kafka_url, client_id="second") as second:
+        async with Publisher(kafka_url, client_id="second") as second:
             await second.publish(ORDERS_TOPIC, messages)
         await topic.of("one", len(messages))
         await topic.poll()
@@ -410,3 +480,22 @@ async def test_a_publisher_that_fails_sends_nothing_afterwards(
         assert list(dict.fromkeys(versions)) == list(range(1, 9))
         # At most the batch that was on its way is there twice; what queued behind it never left.
         assert len(versions) <= len(messages) + 2, versions
+
+
+async def test_behind_a_message_that_is_refused_for_its_size_nothing_of_its_key_is_sent(kafka_url: str) -> None:
+    name = await _topic_that_takes(kafka_url, 20_000)
+    large, small, last = (
+        stream.Message(b"one", os.urandom(size), [("ce_sequence", b"%020d" % number)])
+        for number, size in enumerate((300_000, 10, 10), start=1)
+    )
+    async with listening(kafka_url, name) as topic:
+        # By a producer that is new to the broker, which would take its second batch without the first.
+        async with Publisher(kafka_url, client_id="first") as first:
+            with pytest.raises(TooLargeError) as refused:
+                await first.publish(name, [large, small])
+            assert refused.value.messages == [large]
+        async with Publisher(kafka_url, client_id="second") as second:
+            await second.publish(name, [last])
+        await topic.of("one", 1)
+        await topic.poll()
+        assert topic.versions("one") == [3]
