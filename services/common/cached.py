@@ -1,0 +1,81 @@
+"""What a cache holds and by which names: an answer's bytes behind a line that says whose, which and how new it is.
+
+    1 0000000000000007 0001763865993123 <owner> <id>\\n<body>
+
+The fields before the owner have fixed places, so that a script on the server can read the version.
+"""
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+FORMAT: Final = b"1"
+VERSION_MAX: Final = 10**16 - 1  # sixteen digits; a script's numbers are exact up to 2^53, which is less
+
+Outcome = Literal["hit", "miss", "bypass"]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A sort of thing that is cached: its `name` in metrics, the `prefix` of its keys, how long a value may live."""
+
+    name: str
+    prefix: str  # <owner>:<thing>, as in orders:order
+    ttl_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One thing. Its three names share a hash tag, so that they are in one slot of a cluster."""
+
+    kind: Kind
+    id: str
+
+    @property
+    def value(self) -> str:
+        """Of the answer's bytes."""
+        return f"{self.kind.prefix}:v:{{{self.id}}}"
+
+    @property
+    def lease(self) -> str:
+        """Of who may store them."""
+        return f"{self.kind.prefix}:l:{{{self.id}}}"
+
+    @property
+    def fence(self) -> str:
+        """Of the newest version that was invalidated."""
+        return f"{self.kind.prefix}:f:{{{self.id}}}"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An answer: `body` as it is sent, at `version`, of `owner` (empty when it is nobody's own)."""
+
+    owner: str
+    version: int
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a read gives. `age_seconds` is how long ago it was read from the database."""
+
+    entry: Entry
+    outcome: Outcome
+    age_seconds: float = 0.0
+
+
+def encode(key: Key, entry: Entry, at_ms: int) -> bytes:
+    """The value that is stored. ValueError for what could not be read again."""
+    if not 0 <= entry.version <= VERSION_MAX or any(blank in entry.owner + key.id for blank in " \n"):
+        raise ValueError(f"{key.kind.name} {key.id!r} of {entry.owner!r} at version {entry.version} cannot be cached")
+    head = b"%s %016d %016d %s %s\n" % (FORMAT, entry.version, at_ms, entry.owner.encode(), key.id.encode())
+    return head + entry.body
+
+
+def decode(key: Key, value: bytes) -> tuple[Entry, int]:
+    """The answer, and the server's time when it was read (ms). ValueError when the value is not one of `key`'s."""
+    head, _, body = value.partition(b"\n")
+    fields = head.decode().split(" ")
+    if len(fields) != 5 or fields[0].encode() != FORMAT or fields[4] != key.id:
+        raise ValueError(f"{head[:100]!r} is no value of {key.kind.name} {key.id}")
+    return Entry(owner=fields[3], version=int(fields[1]), body=body), int(fields[2])

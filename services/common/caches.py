@@ -1,0 +1,23 @@
+"""Which server a cache is kept on, by its URL."""
+
+from typing import Final
+from urllib.parse import urlsplit
+
+from services.common.cache_cluster import ClusterStore
+from services.common.cache_store import Store
+from services.common.cache_valkey import ValkeyStore
+
+STORES: Final = {
+    "redis": ValkeyStore,
+    "rediss": ValkeyStore,
+    "redis-cluster": ClusterStore,
+    "rediss-cluster": ClusterStore,
+}
+
+
+def store(url: str) -> Store:
+    """The server at `url`; nothing is connected yet. ValueError when there is none of that scheme."""
+    scheme = urlsplit(url).scheme
+    if scheme not in STORES:
+        raise ValueError(f"a cache URL begins with {', '.join(f'{known}://' for known in STORES)}; not {scheme!r}")
+    return STORES[scheme](url)
