@@ -65,6 +65,12 @@ class Group:
                     found[number] = offset
             return found
 
+    async def ends(self) -> dict[int, int]:
+        """The ends of the first topic's partitions, but for those that are empty."""
+        async with self._client() as client:
+            found = await client.end_offsets([TopicPartition(self._topics[0], number) for number in range(PARTITIONS)])
+        return {partition.partition: end for partition, end in found.items() if end}
+
     async def rewind(self) -> None:
         """The group, which has no member now, begins at the topics' beginnings again."""
         async with self._client() as client:

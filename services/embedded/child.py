@@ -20,21 +20,24 @@ from services.embedded.program import Part, Program
 
 _FIRST_WAIT_SECONDS = 0.2  # "back within 1 s", even when it needs half of it to start
 _LONGEST_WAIT_SECONDS = 10.0
-_HEALTHY_SECONDS = 30.0  # who has lived as long gets a quick restart again
 _LOG_BYTES_MAX = 10 * 2**20
 
 log = structlog.get_logger()
 
 
 class Child:
-    """A part's process. `ready` is set while it serves, `restarts` counts the times it had died."""
+    """A part's process. `ready` is set while it serves, `restarts` counts the times it had died.
 
-    def __init__(self, part: Part, home: Path) -> None:
+    One that has lived for `healthy_seconds` gets a quick restart, whatever was before.
+    """
+
+    def __init__(self, part: Part, home: Path, *, healthy_seconds: float) -> None:
         self.part = part
         self.name = part.name
         self.ready = asyncio.Event()
         self.restarts = 0
         self._home = home
+        self._healthy_seconds = healthy_seconds
         self._log = home / "log" / f"{part.name}.log"
         self._log_since = 0
         self._program: Program | None = None
@@ -93,7 +96,7 @@ class Child:
             if self._running:
                 await self._running.wait()
                 lived = time.monotonic() - self._started
-                wait_seconds = _FIRST_WAIT_SECONDS if lived > _HEALTHY_SECONDS else wait_seconds
+                wait_seconds = _FIRST_WAIT_SECONDS if lived > self._healthy_seconds else wait_seconds
                 self.ready.clear()
                 self.restarts += 1
                 log.warning(

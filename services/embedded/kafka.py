@@ -36,7 +36,7 @@ logger.kafka.level = INFO
 """
 
 # Metadata request, version 1, of no topics: length, api key, api version, correlation id, no client id, empty array.
-_METADATA_REQUEST = struct.pack(">ihhihi", 14, 3, 1, 1, -1, 0)
+METADATA_REQUEST = struct.pack(">ihhihi", 14, 3, 1, 1, -1, 0)
 
 
 _ENVIRONMENT = {
@@ -57,6 +57,7 @@ class Kafka:
     port: int
     controller_port: int
     maven_url: str | None
+    advertised: str | None = None
     name: str = "kafka"
 
     @classmethod
@@ -68,6 +69,7 @@ class Kafka:
             port=settings.port(KAFKA),
             controller_port=settings.port(KAFKA_CONTROLLER),
             maven_url=settings.maven_url,
+            advertised=settings.kafka_advertised,
         )
 
     @property
@@ -77,8 +79,8 @@ class Kafka:
 
     @property
     def url(self) -> str:
-        """Bootstrap server."""
-        return f"{HOST}:{self.port}"
+        """Bootstrap server, and where the broker tells its clients to come."""
+        return self.advertised or f"{HOST}:{self.port}"
 
     async def prepare(self) -> Program:
         """See `Part`. Fetches the jars the first time on this machine."""
@@ -106,7 +108,7 @@ class Kafka:
             # Named here and not in its metadata, so that the same data starts on other ports.
             "controller.quorum.voters": f"1@{HOST}:{self.controller_port}",
             "listeners": f"PLAINTEXT://{HOST}:{self.port},CONTROLLER://{HOST}:{self.controller_port}",
-            "advertised.listeners": f"PLAINTEXT://{HOST}:{self.port}",
+            "advertised.listeners": f"PLAINTEXT://{self.url}",
             "controller.listener.names": "CONTROLLER",
             "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
             "log.dirs": "data",  # relative: a comma in an absolute path would be two directories
@@ -146,7 +148,7 @@ class Kafka:
 
     async def _ready(self) -> bool:
         """It answers a metadata request with a broker: then it has registered, is not fenced and takes records."""
-        answer = await exchange(self.port, _METADATA_REQUEST, 12)
+        answer = await exchange(self.port, METADATA_REQUEST, 12)
         return answer is not None and struct.unpack(">iii", answer)[2] == 1  # length, correlation id, number of brokers
 
 

@@ -28,6 +28,9 @@ class StackSettings(BaseSettings):
     role_password: str | None = Field(default=None, description="of every process's role there; default: the URL's")
     valkey_url: str | None = Field(default=None, description="replaces Valkey: URL of Valkey or Redis")
     kafka_url: str | None = Field(default=None, description="replaces Kafka: host:port, separated by commas")
+    kafka_advertised: str | None = Field(
+        default=None, description="host:port of a proxy before our own Kafka, by which all of its clients come"
+    )
     issuer_url: str | None = Field(default=None, description="replaces the token issuer: an OIDC issuer")
     provider_url: str | None = Field(default=None, description="replaces the payments sandbox: one that runs elsewhere")
     callback_secret: SecretStr | None = Field(

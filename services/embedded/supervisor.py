@@ -6,7 +6,7 @@ import signal
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 import structlog
 
@@ -23,6 +23,8 @@ from services.embedded.room import check_ports, check_space
 from services.embedded.settings import HOST, StackSettings
 from services.embedded.valkey import Valkey
 
+HEALTHY_SECONDS: Final = 30.0
+
 log = structlog.get_logger()
 
 
@@ -30,6 +32,7 @@ class Stack:
     """`async with Stack(settings) as stack`: inside all of it serves and what dies comes back, outside nothing is left.
 
     StackError when it cannot start; then nothing is left either. Needs asyncio's own event loop.
+    What dies before it has lived for `healthy_seconds` is started ever later: who kills on purpose says less.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class Stack:
         processes: Sequence[Process] = PROCESSES,
         prepare: "Callable[[Stack], Awaitable[None]] | None" = None,
         durable: bool = True,
+        healthy_seconds: float = HEALTHY_SECONDS,
     ) -> None:
         self.settings = settings
         self.addresses = Addresses.of(settings)
@@ -55,6 +59,7 @@ class Stack:
             if not {"issuer": settings.issuer_url, "provider": settings.provider_url}.get(process.endpoint or "")
         ]
         self._prepare = prepare
+        self._healthy_seconds = healthy_seconds
         self._children: dict[str, Child] = {}
         self._ending = AsyncExitStack()
 
@@ -131,7 +136,7 @@ class Stack:
     async def _run(self, part: Part) -> None:
         program = await part.prepare()
         check_ports(part)
-        child = self._children[part.name] = Child(part, self.settings.home)
+        child = self._children[part.name] = Child(part, self.settings.home, healthy_seconds=self._healthy_seconds)
         await child.start(program)
 
     async def _stop(self, parts: Sequence[Part]) -> None:

@@ -39,7 +39,8 @@ def create_app(settings: PaymentsSettings, topic: str = ORDERS_TOPIC) -> Applica
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        database = Database(settings.postgres_url, application_name=PROCESS, size_max=settings.pool_size)
+        # Connections are made when they are first wanted: the database may be away at the start.
+        database = Database(settings.postgres_url, application_name=PROCESS, size_min=0, size_max=settings.pool_size)
         await database.open()
         provider = opened(
             settings.payment_provider,

@@ -19,6 +19,11 @@ from tests.shop import AUDIENCE
 
 PATIENCE_SECONDS = 60.0
 PASSING = {409: {"request_in_progress"}, 503: {"unavailable"}}  # refusals that ask for the same request again
+OUTDATED = {409: {"transition_not_allowed"}, 412: {"version_mismatch"}}  # the order has moved on since it was seen
+
+
+class OutdatedError(Exception):
+    """Somebody else has changed the order; nothing of the command is kept."""
 
 
 @dataclass
@@ -62,19 +67,21 @@ class Buyers:
             self.issuer_home, issuer=self.issuer_url, audience=AUDIENCE, sub=sub or str(uuid.uuid4()), scope=scope
         )
 
-    def placement(self, *, lines: int = 3, product: str | None = None, token: str | None = None) -> Asked:
-        """An order that is about to be placed, of products taken by chance."""
+    def placement(
+        self, *, lines: int = 3, product: str | None = None, token: str | None = None, method: str | None = None
+    ) -> Asked:
+        """An order that is about to be placed, of products taken by chance; on account without a payment method."""
         chosen = [product] if product else self.chance.sample(list(self.products), self.chance.randint(1, lines))
         items = [{"product_id": one, "quantity": self.chance.randint(1, 3)} for one in chosen]
         headers = {"Authorization": f"Bearer {token or self.token()}"}
-        return self._remembered(
-            Asked(secrets.token_hex(12), "/v1/orders", {"currency": "USD", "items": items}, headers)
-        )
+        body = {"currency": "USD", "items": items, **({"payment_method": method} if method else {})}
+        return self._remembered(Asked(secrets.token_hex(12), "/v1/orders", body, headers))
 
-    def command(self, order: dict[str, Any], name: str, token: str) -> Asked:
+    def command(self, order: dict[str, Any], name: str, token: str, body: dict[str, Any] | None = None) -> Asked:
         """A command on `order` at its version, about to be given."""
         headers = {"Authorization": f"Bearer {token}", "If-Match": f'"{order["version"]}"'}
-        return self._remembered(Asked(secrets.token_hex(12), f"/v1/orders/{order['order_id']}/{name}", {}, headers))
+        path = f"/v1/orders/{order['order_id']}/{name}"
+        return self._remembered(Asked(secrets.token_hex(12), path, body or {}, headers))
 
     def _remembered(self, asked: Asked) -> Asked:
         asked.headers["Idempotency-Key"] = asked.key
@@ -82,7 +89,7 @@ class Buyers:
         return asked
 
     async def attempt(self, asked: Asked, url: str) -> bool:
-        """One attempt. Whether it was answered for good; anything else than a passing refusal fails the test."""
+        """One attempt. Whether it was answered for good. OutdatedError; any other lasting refusal fails the test."""
         asked.attempts += 1
         asked.sent = False
 
@@ -99,6 +106,9 @@ class Buyers:
         self.seen[str(response.status_code)] += 1
         if response.status_code not in {200, 201}:
             code = response.json().get("code")
+            if code in OUTDATED.get(response.status_code, ()):
+                self.asked.remove(asked)
+                raise OutdatedError(code)
             assert code in PASSING.get(response.status_code, ()), f"{response.status_code}: {response.text}"
             return False
         replayed = response.headers.get("idempotency-replayed") == "true"
@@ -110,7 +120,7 @@ class Buyers:
         return True
 
     async def insist(self, asked: Asked, url: Callable[[], str]) -> dict[str, Any]:
-        """Attempts until it is answered for good; gives the answer's order."""
+        """Attempts until it is answered for good; gives the answer's order. OutdatedError."""
 
         async def answered() -> bool:
             return await self.attempt(asked, url())
@@ -119,6 +129,25 @@ class Buyers:
         assert asked.answer is not None
         order: dict[str, Any] = httpx.Response(200, content=asked.answer).json()
         return order
+
+    async def order(self, order_id: str, token: str, url: Callable[[], str]) -> dict[str, Any]:
+        """The order as it stands, asked for until there is an answer."""
+
+        async def read() -> dict[str, Any] | None:
+            try:
+                response = await self.client.get(
+                    f"{url()}/v1/orders/{order_id}", headers={"Authorization": f"Bearer {token}"}
+                )
+            except httpx.TransportError as error:
+                self.seen[type(error).__name__] += 1
+                return None
+            self.seen[str(response.status_code)] += 1
+            assert response.status_code in {200, 503}, response.text
+            return response.json() if response.status_code == 200 else None
+
+        found = await eventually(read, f"order {order_id}", seconds=PATIENCE_SECONDS, every=0.03)
+        assert found is not None
+        return found
 
     async def replay_all(self, url: str) -> int:
         """Every request has been sent once more and was answered with the same bytes; gives how many."""

@@ -1,6 +1,7 @@
 """Servers that may be killed: none of these is shared with other tests. PostgreSQL keeps all its promises here."""
 
 import asyncio
+import os
 import random
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -9,7 +10,7 @@ import asyncpg
 import httpx
 import pytest
 
-from services.cli import migrate
+from services.cli import migrate, up
 from services.embedded.processes import PROCESSES
 from services.embedded.room import free_port_base
 from services.embedded.settings import StackSettings
@@ -18,24 +19,41 @@ from tests.faults.buyers import Buyers
 from tests.faults.ledger import stock_up
 from tests.faults.replicas import Replica
 
-SEED = 20_261
+SEED = int(os.environ.get("FAULTS_SEED", "20261"))  # what is left to chance follows from it
 REPLICAS = 4
 _FIRST_PORT = 10  # as an offset, past those of the stack's own processes
+
+
+async def migrated(stack: Stack) -> None:
+    """The schema is there, and the months."""
+    await asyncio.to_thread(migrate.upgrade, stack.addresses.postgres)
+    connection = await asyncpg.connect(stack.addresses.postgres)
+    await connection.execute(
+        "SELECT orders.create_month((date_trunc('month', now()) + make_interval(months => ahead))::date)"
+        " FROM generate_series(0, 3) ahead"
+    )
+    await connection.close()
+
+
+@pytest.fixture
+async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
+    """All parts of `orders up`, in a home and on ports of its own."""
+    settings = StackSettings(home=tmp_path / "home", port_base=free_port_base())
+    async with Stack(settings, prepare=up.prepare) as started:
+        yield started
+
+
+@pytest.fixture
+async def servers(tmp_path: Path) -> AsyncIterator[Stack]:
+    """PostgreSQL with the schema, Valkey and Kafka, and no process."""
+    settings = StackSettings(home=tmp_path / "home", port_base=free_port_base())
+    async with Stack(settings, processes=(), prepare=migrated) as started:
+        yield started
 
 
 @pytest.fixture
 async def database(tmp_path: Path) -> AsyncIterator[Stack]:
     """PostgreSQL with the schema, Valkey and a token issuer. What is acknowledged is on disk: no test setting here."""
-
-    async def migrated(stack: Stack) -> None:
-        await asyncio.to_thread(migrate.upgrade, stack.addresses.postgres)
-        connection = await asyncpg.connect(stack.addresses.postgres)
-        await connection.execute(
-            "SELECT orders.create_month((date_trunc('month', now()) + make_interval(months => ahead))::date)"
-            " FROM generate_series(0, 3) ahead"
-        )
-        await connection.close()
-
     settings = StackSettings(home=tmp_path / "home", port_base=free_port_base(), kafka_url="127.0.0.1:1")
     issuer = tuple(process for process in PROCESSES if process.endpoint == "issuer")
     async with Stack(settings, processes=issuer, prepare=migrated, durable=True) as stack:

@@ -67,12 +67,12 @@ def _assert_whole(one: Asked, row: asyncpg.Record, *, relayed: bool) -> None:
 
 
 async def assert_stock_is_what_orders_hold(
-    owner: "asyncpg.Connection[asyncpg.Record]", asked: list[Asked], *, shipped: set[str]
+    owner: "asyncpg.Connection[asyncpg.Record]", asked: list[Asked], *, gone: set[str]
 ) -> None:
-    """`reserved` is what the answered orders ordered, but for the orders in `shipped`, whose units have left."""
+    """`reserved` is what the answered orders ordered, but for the orders in `gone`: shipped, or cancelled."""
     reserved: Counter[str] = Counter()
     for one in asked:
-        if one.path == "/v1/orders" and one.answer and orjson.loads(one.answer)["order_id"] not in shipped:
+        if one.path == "/v1/orders" and one.answer and orjson.loads(one.answer)["order_id"] not in gone:
             reserved.update(one.lines)
     rows = await owner.fetch("SELECT product_id, reserved FROM orders.inventory WHERE reserved <> 0")
     assert {ids.to_text(row["product_id"]): row["reserved"] for row in rows} == {

@@ -258,7 +258,7 @@ async def test_a_placement_killed_at_any_step_and_tried_again_is_there_once(
 
     async with _owner(database) as owner:
         await assert_each_key_made_one_whole_order(owner, buyers.asked, relayed=False)
-        await assert_stock_is_what_orders_hold(owner, buyers.asked, shipped=set())
+        await assert_stock_is_what_orders_hold(owner, buyers.asked, gone=set())
     await assert_invariants_hold(database.addresses.postgres)
 
     sigkills = sum(number for fault, number in tally.kills.items() if not fault.startswith("terminate"))

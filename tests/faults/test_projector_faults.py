@@ -15,17 +15,14 @@ from pathlib import Path
 from typing import TypeAlias
 
 import asyncpg
-import pytest
 
-from services.cli import migrate
 from services.common import ids
 from services.common.stream import Message, StreamError, ensure_topic
 from services.contracts.envelope import CATALOG_TOPIC
-from services.embedded.room import free_port_base
-from services.embedded.settings import StackSettings
 from services.embedded.supervisor import Stack
 from tests.consuming import Group
 from tests.faults.conftest import SEED, environment
+from tests.faults.products import WITNESS
 from tests.faults.waiting import eventually
 from tests.product_events import new_product_id, publish, told
 
@@ -35,29 +32,6 @@ KILLS = 3
 PAUSE_SECONDS = 0.02  # between batches of changes: bounds the load
 _SCRIPT = Path(sys.executable).with_name("orders-projector")
 
-# Whatever wrote it: a version that does not grow leaves a row.
-WITNESS = """
-CREATE TABLE orders.went_back (product_id UUID, before BIGINT, after BIGINT);
-CREATE FUNCTION orders.witness() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN
-    INSERT INTO orders.went_back VALUES (old.product_id, old.version, new.version);
-    RETURN new;
-END $$;
-CREATE TRIGGER witness BEFORE UPDATE ON orders.products
-    FOR EACH ROW WHEN (new.version <= old.version) EXECUTE FUNCTION orders.witness();
-"""
-
-
-@pytest.fixture
-async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
-    """PostgreSQL with the schema, Valkey and Kafka."""
-
-    async def migrated(stack: Stack) -> None:
-        await asyncio.to_thread(migrate.upgrade, stack.addresses.postgres)
-
-    settings = StackSettings(home=tmp_path / "home", port_base=free_port_base())
-    async with Stack(settings, processes=(), prepare=migrated, durable=True) as started:
-        yield started
-
 
 @dataclass
 class Catalogue:
@@ -66,10 +40,11 @@ class Catalogue:
     kafka_url: str
     newest: dict[str, int] = field(default_factory=lambda: {new_product_id(): 0 for _ in range(PRODUCTS)})
     chance: random.Random = field(default_factory=lambda: random.Random(SEED))
+    ending: bool = False
 
     async def change_products(self) -> None:
-        """A batch after the other, until cancelled. What Kafka has not taken is said again."""
-        while True:
+        """A batch after the other, until told to end. What Kafka has not taken is said again."""
+        while not self.ending:
             changed = self.chance.sample(list(self.newest), 5)
             batch = [told(product, self.newest[product] + 1) for product in changed]
             await self._said(batch)
@@ -192,13 +167,22 @@ async def _freeze_in_a_transaction(owner: Owner, projectors: Projectors, catalog
     assert second.returncode is None
 
 
-async def test_killed_frozen_cut_off_and_replayed_it_ends_as_the_newest_versions_say(stack: Stack) -> None:
-    owner = await asyncpg.connect(stack.addresses.postgres)
+async def _consumed(group: Group) -> None:
+    """The group has committed the end of every partition."""
+
+    async def so() -> bool:
+        return await group.committed() == await group.ends()
+
+    await eventually(so, "the topic is read to its end", every=0.2)
+
+
+async def test_killed_frozen_cut_off_and_replayed_it_ends_as_the_newest_versions_say(servers: Stack) -> None:
+    owner = await asyncpg.connect(servers.addresses.postgres)
     await owner.execute(WITNESS)
-    await ensure_topic(stack.addresses.kafka, CATALOG_TOPIC)
-    catalogue = Catalogue(stack.addresses.kafka)
-    group = Group(stack.addresses.kafka, [CATALOG_TOPIC], _never, name="orders-projector")
-    async with _projectors(stack) as projectors:
+    await ensure_topic(servers.addresses.kafka, CATALOG_TOPIC)
+    catalogue = Catalogue(servers.addresses.kafka)
+    group = Group(servers.addresses.kafka, [CATALOG_TOPIC], _never, name="orders-projector")
+    async with _projectors(servers) as projectors:
         changing = asyncio.create_task(catalogue.change_products())
         process = await projectors.start()
         await _catches_up(owner, catalogue)
@@ -207,39 +191,37 @@ async def test_killed_frozen_cut_off_and_replayed_it_ends_as_the_newest_versions
             process = await projectors.start()
             await _catches_up(owner, catalogue)
         await _freeze_in_a_transaction(owner, projectors, catalogue)
-        changing.cancel()
-        await asyncio.wait([changing])
+        catalogue.ending = True
+        await changing
         await _catches_up(owner, catalogue, changes=0)
         await _equals(owner, catalogue)
+        await _consumed(group)
         await projectors.stop()
-        consumed = await group.committed()
         for inbox in ("known", "forgotten"):
             if inbox == "forgotten":
                 await owner.execute("DELETE FROM orders.inbox")
             await group.rewind()
             await projectors.start()
-
-            async def read_anew() -> bool:
-                return await group.committed() == consumed
-
-            await eventually(read_anew, "the topic is read anew")
+            await _consumed(group)
             await projectors.stop()
             await _equals(owner, catalogue)
     await owner.close()
 
 
-async def test_started_while_postgres_and_kafka_are_away_it_waits_and_it_survives_the_next_death(stack: Stack) -> None:
+async def test_started_while_postgres_and_kafka_are_away_it_waits_and_it_survives_the_next_death(
+    servers: Stack,
+) -> None:
     product = new_product_id()
-    async with _projectors(stack) as projectors:
+    async with _projectors(servers) as projectors:
         process = None
         for version, away in enumerate((("kafka", "postgres"), ("postgres",)), 1):
             for part in away:
-                await stack.kill(part)
+                await servers.kill(part)
             process = process or await projectors.start()
             for part in away:
-                await stack.ready(part)
-            await publish(stack.addresses.kafka, CATALOG_TOPIC, [told(product, version)])
-            owner = await asyncpg.connect(stack.addresses.postgres)
+                await servers.ready(part)
+            await publish(servers.addresses.kafka, CATALOG_TOPIC, [told(product, version)])
+            owner = await asyncpg.connect(servers.addresses.postgres)
 
             async def copied(owner: Owner = owner, version: int = version) -> bool:
                 return await _versions(owner) == {product: version}

@@ -21,15 +21,12 @@ from typing import TypeAlias
 import asyncpg
 import pytest
 
-from services.cli import migrate
 from services.common import clock, ids
 from services.common.db import Database
 from services.common.ids import OrderKey
 from services.common.inbox import Inbox, Verdict, arrival
 from services.common.stream import Received, ensure_topic
 from services.contracts.envelope import ORDERS_TOPIC
-from services.embedded.room import free_port_base
-from services.embedded.settings import StackSettings
 from services.embedded.supervisor import Stack
 from tests.consuming import Group
 from tests.faults.conftest import SEED, environment
@@ -39,7 +36,7 @@ from tests.faults.waiting import eventually
 Owner: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 ORDERS = 60  # of each writer
 PAUSE_SECONDS = 0.02  # between transactions of the quick writer: bounds the load
-HELD_SECONDS = 0.6  # the slow writer's rows have positions long before they are seen
+HELD_SECONDS = 5.0  # the slow writer's rows have positions long before they are seen
 _SCRIPT = Path(sys.executable).with_name("outbox-relay")
 
 WRITE = """
@@ -48,22 +45,8 @@ WITH event AS (
     VALUES ($1, $2, $3::smallint, $4, uuidv7(), 'order.test', '{"change": {}, "after": {}}', 'process:test', now())
 )
 INSERT INTO orders.outbox (shard, slice, order_id, created_at, version) VALUES ($3, $3::smallint % 16, $1, $2, $4)
+RETURNING slice, position
 """
-
-
-@pytest.fixture
-async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
-    """PostgreSQL with the schema, Valkey and Kafka."""
-
-    async def migrated(stack: Stack) -> None:
-        await asyncio.to_thread(migrate.upgrade, stack.addresses.postgres)
-        connection = await asyncpg.connect(stack.addresses.postgres)
-        await connection.execute("SELECT orders.create_month(now()::date)")
-        await connection.close()
-
-    settings = StackSettings(home=tmp_path / "home", port_base=free_port_base())
-    async with Stack(settings, processes=(), prepare=migrated, durable=True) as started:
-        yield started
 
 
 @dataclass
@@ -77,13 +60,17 @@ class Writer:
         default_factory=lambda: {ids.new_order_key(uuid.uuid4(), clock.now()): 0 for _ in range(ORDERS)}
     )
     chance: random.Random = field(default_factory=lambda: random.Random(SEED))
+    places: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)  # slice and position of each event
 
     async def write(self, ending: asyncio.Event) -> None:
         """Transaction after transaction, until told to end."""
         while not ending.is_set():
             keys = self.chance.sample(list(self.newest), 6)
             async with self.owner.transaction():
-                await self.owner.executemany(WRITE, [(*key, self.newest[key] + 1) for key in keys])
+                for key in keys:
+                    place = await self.owner.fetchrow(WRITE, *key, self.newest[key] + 1)
+                    assert place is not None
+                    self.places[ids.to_text(key.order_id), self.newest[key] + 1] = (place["slice"], place["position"])
                 await asyncio.sleep(self.held_seconds)
             for key in keys:
                 self.newest[key] += 1
@@ -198,18 +185,30 @@ async def _freeze_at_the_worst_moment(relays: Relays, chosen: asyncio.subprocess
     await blocking.close()
 
 
+def _overtaken(writers: Sequence[Writer], published_ms: Mapping[tuple[str, int], int]) -> int:
+    """How many events were held back so long that later ones of their slice were on Kafka a second before them."""
+    places = {event: place for writer in writers for event, place in writer.places.items()}
+    by_slice: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for event, (slice_, position) in places.items():
+        by_slice[slice_].append((position, published_ms[event]))
+    return sum(
+        any(later > position and at < published_ms[event] - 1000 for later, at in by_slice[slice_])
+        for event, (slice_, position) in places.items()
+    )
+
+
 async def test_relays_killed_frozen_and_cut_off_lose_nothing_and_keep_every_order_in_order(
-    stack: Stack, capsys: pytest.CaptureFixture[str]
+    servers: Stack, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    connections = [await asyncpg.connect(stack.addresses.postgres) for _ in range(3)]
+    connections = [await asyncpg.connect(servers.addresses.postgres) for _ in range(3)]
     owner = connections[0]
-    database = Database(stack.addresses.postgres, application_name="test")
+    database = Database(servers.addresses.postgres, application_name="test")
     await database.open()
-    await ensure_topic(stack.addresses.kafka, ORDERS_TOPIC)
+    await ensure_topic(servers.addresses.kafka, ORDERS_TOPIC)
     writers = [Writer(connections[1], PAUSE_SECONDS), Writer(connections[2], 0.0, HELD_SECONDS)]
     ending, applied, took = asyncio.Event(), Applied(database), dict[str, float]()
-    group = Group(stack.addresses.kafka, [ORDERS_TOPIC], applied.handle)
-    async with _relays(stack, owner) as relays, group.member():
+    group = Group(servers.addresses.kafka, [ORDERS_TOPIC], applied.handle)
+    async with _relays(servers, owner) as relays, group.member():
         writing = [asyncio.create_task(writer.write(ending)) for writer in writers]
         first = await relays.start()
         took["one"] = await relays.shared_by([first])
@@ -222,8 +221,8 @@ async def test_relays_killed_frozen_and_cut_off_lose_nothing_and_keep_every_orde
         await asyncio.sleep(5)  # the freeze is to last longer than any lease
         first.send_signal(signal.SIGCONT)
         took["after its end"] = await relays.shared_by([first, second])
-        await stack.kill("kafka")
-        await stack.ready("kafka")
+        await servers.kill("kafka")
+        await servers.ready("kafka")
         assert await relays.end(first, signal.SIGTERM) == 0
         took["after a clean end"] = await relays.shared_by([second])
         ending.set()
@@ -242,15 +241,18 @@ async def test_relays_killed_frozen_and_cut_off_lose_nothing_and_keep_every_orde
         assert second.returncode is None
     rows = await owner.fetch("SELECT order_id, version, event_id FROM orders.order_events")
     stored = {(ids.to_text(row["order_id"]), row["version"]): {ids.to_text(row["event_id"])} for row in rows}
-    read = await read_topic(stack.addresses.kafka, ORDERS_TOPIC)
+    read = await read_topic(servers.addresses.kafka, ORDERS_TOPIC)
     assert {place: {event_id for event_id, _ in found} for place, found in read.events.items()} == stored
     for order_id, version in newest.items():
         assert read.first_seen(order_id) == list(range(1, version + 1)), f"{order_id}: {read.versions[order_id]}"
         assert applied.versions[order_id] == list(range(1, version + 1))
+    overtaken = _overtaken(writers, read.published_ms)
+    assert overtaken >= 6, "no transaction was held open while others committed"
     assert read.duplicates > 0, "nobody was frozen between publishing and deleting"
     with capsys.disabled():
         print(  # noqa: T201 # figures for whoever reads the run
-            f"\n{len(stored)} events, {read.duplicates} duplicates on the topic; verdicts {dict(applied.verdicts)};"
+            f"\n{len(stored)} events, {read.duplicates} duplicates on the topic, {overtaken} held back"
+            f" for {HELD_SECONDS:g} s; verdicts {dict(applied.verdicts)};"
             f" slices shared within s { {what: round(seconds, 1) for what, seconds in took.items()} }"
         )
     for connection in connections:

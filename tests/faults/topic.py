@@ -14,6 +14,7 @@ class Read:
 
     versions: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     events: dict[tuple[str, int], set[tuple[str, bytes]]] = field(default_factory=lambda: defaultdict(set))
+    published_ms: dict[tuple[str, int], int] = field(default_factory=dict)  # when each was first there, Unix time
     messages: int = 0
 
     @property
@@ -46,6 +47,7 @@ async def read_topic(kafka_url: str, topic: str) -> Read:
                     key, version = record.key.decode(), int(headers["ce_sequence"])
                     read.messages += 1
                     read.versions[key].append(version)
+                    read.published_ms.setdefault((key, version), record.timestamp)
                     read.events[key, version].add((headers["ce_id"].decode(), record.value))
     finally:
         await consumer.stop()

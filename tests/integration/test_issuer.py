@@ -14,6 +14,7 @@ import pytest
 
 from services.common.auth import TokenVerifier
 from services.common.errors import DomainError
+from services.embedded.issuer import create_app
 from services.embedded.keys import DEVELOPMENT_CLIENT, clients, mint, signing_key
 
 USER = "0b0f5a52-7d0e-4d6e-9a53-0d3a7a6f0001"
@@ -170,3 +171,12 @@ def test_processes_that_race_get_the_same_key_and_client(tmp_path: Path) -> None
 
 def identity(home: Path) -> tuple[str | None, str]:
     return signing_key(home).kid, clients(home)[DEVELOPMENT_CLIENT]
+
+
+async def test_a_secret_that_is_given_takes_the_place_of_its_own(tmp_path: Path) -> None:
+    app = create_app(tmp_path, "http://issuer", "order-backend", client_secret="given to all who need it")
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://issuer") as client:
+        for secret, status in (("given to all who need it", 200), (clients(tmp_path)[DEVELOPMENT_CLIENT], 401)):
+            answer = await client.post("/token", data=GRANT, auth=(DEVELOPMENT_CLIENT, secret))
+            assert answer.status_code == status, answer.text

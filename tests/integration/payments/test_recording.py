@@ -117,6 +117,18 @@ async def test_an_authorisation_that_is_refused_has_failed(books: Books) -> None
     assert await books.steps(order.order_id) == [(1, "authorize", "refused")], "there is nothing to void"
 
 
+async def test_a_step_that_another_is_just_claiming_is_passed_over(books: Books) -> None:
+    first, second = PaidOrder(), PaidOrder()
+    await books.take(first.placed(), second.placed())
+    async with books.owner.transaction():
+        await books.owner.execute(
+            "UPDATE payments.steps SET due_at = now() + interval '30 seconds' WHERE order_id = $1",
+            ids.from_text(first.order_id),
+        )
+        assert [claim.payment.order_id for claim in await books.claim()] == [second.order_id]
+    assert await books.claim() == []
+
+
 async def test_a_step_is_one_runners_until_its_lease_is_over(books: Books) -> None:
     order = PaidOrder()
     await books.take(order.placed())

@@ -40,6 +40,11 @@ async def until_ended(books: Books, runner: Runner, order: PaidOrder) -> list[st
     return outcomes
 
 
+def answers(*calls: str) -> float:
+    """How many such questions the provider has answered."""
+    return sum(metric("payment_provider_seconds_count", call=call, outcome="answered") for call in calls)
+
+
 async def at_provider(provider: SandboxProvider, order: PaidOrder) -> Standing | None:
     """How the provider has the payment of the order."""
     charge = Charge(order.order_id, order.total, order.currency, order.payment_method or "")
@@ -94,8 +99,11 @@ async def test_an_answer_that_is_lost_is_looked_up_at_every_step_and_nothing_is_
     books: Books, provider: SandboxProvider, open_runner: OpenRunner
 ) -> None:
     order, runner = PaidOrder(total=1000, payment_method="pm_lost_always"), open_runner()
+    answered, looked_up = answers("authorize", "capture", "refund"), answers("look_up")
     await books.take(order.placed(), order.shipped(400, final=False), order.shipped(600), order.returned(1000))
     assert await until_ended(books, runner, order) == ["error", "done"] * 4
+    assert answers("authorize", "capture", "refund") == answered, "nothing was asked for again"
+    assert answers("look_up") == looked_up + 4
     assert await amounts(books, provider, order) == ("authorized", 1000, 1000, 1000)
     assert await books.told(order.order_id) == ["authorized", "captured", "captured", "refunded"]
 

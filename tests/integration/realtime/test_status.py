@@ -8,7 +8,8 @@ import pytest
 from prometheus_client import REGISTRY
 from pydantic import ValidationError
 
-import services.relay.watch  # noqa: F401 # its gauges are those that are read
+import services.common.breaker
+import services.relay.watch  # noqa: F401 # gauges of these two are read
 from services.realtime.settings import RealtimeSettings
 from services.realtime.status import parsed
 from tests.faults.waiting import eventually
@@ -86,9 +87,9 @@ async def test_who_answers_something_else_is_no_process_of_ours(opened: Open, sh
         assert not (await _part(gateway, shop))["answers"]
 
 
-def test_what_the_relay_exports_is_what_is_read() -> None:
+def test_what_relay_and_breakers_export_is_what_is_read() -> None:
     names = {metric.name for metric in REGISTRY.collect()}
-    assert {"outbox_depth", "outbox_oldest_age_seconds", "outbox_parked_aggregates"} <= names
+    assert {"outbox_depth", "outbox_oldest_age_seconds", "outbox_parked_aggregates", "breaker_state"} <= names
     with pytest.raises(ValueError, match="not the metrics"):
         parsed("there", 'outbox_depth{outbox="orders"} 1\n')
 
