@@ -88,7 +88,7 @@ async def test_the_page_follows_an_order_live_and_after_a_restart(
     async with opened() as gateway:
         page, port = Page(browser, gateway), gateway.port
         await page.open()
-        await page.follow(order["order_id"].lower(), shop.token("orders:read"))
+        await page.follow(order["order_id"].lower(), shop.token("orders:read orders:read:any"))
         await page.shows(page.versions, ["1"])
         await page.shows(lambda: page.text("state"), "Live.")
         assert await page.text("status") == "confirmed"
