@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -137,17 +137,18 @@ async def loaded(
     owner = await asyncpg.connect(stack.addresses.postgres)
     products = await stock_up(owner, products=40, on_hand=1_000_000)
     await owner.close()
-    async with httpx.AsyncClient(timeout=10) as client, AsyncExitStack() as screens:
+    async with httpx.AsyncClient(timeout=10) as client, asyncio.TaskGroup() as group:
         buyers = Buyers(stack.settings.home, stack.addresses.issuer, client, random.Random(SEED), products=products)
         where = stack.endpoints
         staff = buyers.token("orders:fulfil orders:read orders:read:any")
         load = Load(buyers, str(where["orders"]), str(where["realtime"]), staff, think_seconds)
-        group = await screens.enter_async_context(asyncio.TaskGroup())
-        for number in range(clients + payers):
-            token = buyers.token()
-            if looks:
-                load.own.append(await screens.enter_async_context(looking(of_all(load.screens_url, token))))
+        tokens = [buyers.token() for _ in range(clients + payers)]
+        load.own += [of_all(load.screens_url, token) for token in tokens if looks]
+        screens = [group.create_task(screen.look()) for screen in load.own]
+        for number, token in enumerate(tokens):
             working = load.client(token, methods if number >= clients else (), looks=looks)
             load.clients.append(group.create_task(working))
         yield load
         await load.end()
+        for screen in screens:
+            screen.cancel()

@@ -3,7 +3,7 @@
 import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,7 @@ class Screen:
     had: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     latest: dict[str, dict[str, Any]] = field(default_factory=dict)
     connections: int = 0
+    ended: bool = False
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -35,6 +36,13 @@ class Screen:
 
     async def look(self) -> None:
         """Until cancelled."""
+        try:
+            await self._look()
+        finally:
+            self.ended = True
+            self._changed.set()
+
+    async def _look(self) -> None:
         protocols = [Subprotocol("orders.v1"), Subprotocol(f"bearer.{self.token}")]
         while True:
             try:
@@ -59,6 +67,7 @@ class Screen:
     async def shows(self, order_id: str, true: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """The order's newest event, as soon as `true` says so of it."""
         while not (event := self.latest.get(order_id)) or not true(event):
+            assert not self.ended, "nobody looks any more"
             self._changed.clear()
             await self._changed.wait()
         return event
@@ -81,10 +90,11 @@ def of_one(url: str, token: str, order_id: str) -> Screen:
 
 @asynccontextmanager
 async def looking(screen: Screen) -> AsyncIterator[Screen]:
-    """It looks until the end of the block. A failure of its own ends the block."""
-    async with asyncio.TaskGroup() as group:
-        task = group.create_task(screen.look())
-        try:
-            yield screen
-        finally:
-            task.cancel()
+    """It looks until the end of the block; a failure of its own is raised there."""
+    task = asyncio.create_task(screen.look())
+    try:
+        yield screen
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task

@@ -204,7 +204,8 @@ async def test_poison_is_listed_and_redelivered_by_the_command_line(shop: Shop) 
     await publish(shop.stack.addresses.kafka, ORDERS_TOPIC, [Message(key.encode(), b"no JSON", headers)])
 
     async def listed() -> list[dict[str, Any]]:
-        return await shop.orders_command("dead-letters", "--topic", ORDERS_TOPIC)
+        letters = await shop.orders_command("dead-letters", "--topic", ORDERS_TOPIC)
+        return [letter for letter in letters if letter["group"] == "demand"]
 
     (letter,) = await eventually(listed, "it is listed", every=0.2)
     assert (letter["key"], letter["group"], letter["event"]) == (key, "demand", "order.placed 1")
@@ -216,4 +217,5 @@ async def test_poison_is_listed_and_redelivered_by_the_command_line(shop: Shop) 
         return len(await listed()) == 2
 
     await eventually(twice, "it is poison still", every=0.2)
-    assert len(await shop.orders_command("dead-letters", "--redeliver")) == 1, "copies of one are sent as one"
+    sent = await shop.orders_command("dead-letters", "--redeliver")
+    assert len([one for one in sent if one["group"] == "demand"]) == 1, "copies of one are sent as one"
