@@ -15,6 +15,7 @@ from rich.table import Table
 from services.cli.target import failures_told, owner_url
 from services.common import clock, db, ids
 from services.common.db import Database
+from services.relay.invalidations import ORDERS_INVALIDATIONS
 from services.relay.outboxes import OUTBOXES, observing
 
 T = TypeVar("T")
@@ -49,7 +50,7 @@ def outbox(
     ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
 ) -> None:
-    """Show how many events wait for Kafka, since when, and which relay has how many slices.
+    """Show how many events wait for Kafka (and invalidations for the cache), since when, and which relay has what.
 
     A released row is tried again at once, with all that wait for it; what still cannot be sent is parked again. So
     first mend what `--parked` says. Exit code 1: nothing is parked under that id. 2: it could not be done.
@@ -80,7 +81,7 @@ def _run(work: Callable[[Database], Awaitable[T]]) -> T:
 
 def _show(*, as_json: bool) -> None:
     async def read(database: Database) -> tuple[list[Any], list[Any]]:
-        return await database.rows(observing(OUTBOXES)), await database.rows(_RELAYS)
+        return await database.rows(observing((*OUTBOXES, ORDERS_INVALIDATIONS))), await database.rows(_RELAYS)
 
     outboxes, relays = _run(read)
     if as_json:

@@ -8,19 +8,12 @@ The fields before the owner have fixed places, so that a script on the server ca
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from services.contracts.cache import Kind
+
 FORMAT: Final = b"1"
 VERSION_MAX: Final = 10**16 - 1  # sixteen digits; a script's numbers are exact up to 2^53, which is less
 
 Outcome = Literal["hit", "miss", "bypass"]
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """A sort of thing that is cached: its `name` in metrics, the `prefix` of its keys, how long a value may live."""
-
-    name: str
-    prefix: str  # <owner>:<thing>, as in orders:order
-    ttl_ms: int
 
 
 @dataclass(frozen=True, slots=True)

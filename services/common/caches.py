@@ -3,6 +3,7 @@
 from typing import Final
 from urllib.parse import urlsplit
 
+from services.common.cache import Cache, breaker
 from services.common.cache_cluster import ClusterStore
 from services.common.cache_store import Store
 from services.common.cache_valkey import ValkeyStore
@@ -21,3 +22,8 @@ def store(url: str) -> Store:
     if scheme not in STORES:
         raise ValueError(f"a cache URL begins with {', '.join(f'{known}://' for known in STORES)}; not {scheme!r}")
     return STORES[scheme](url)
+
+
+def cache(url: str) -> Cache | None:
+    """The cache at `url`, of this process; None for an empty one. ValueError as `store`."""
+    return Cache(store(url), breaker()) if url else None

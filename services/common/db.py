@@ -117,7 +117,7 @@ class Statement:
 
 def statement(name: str, sql: str, types: Mapping[str, TypeEngine[Any]]) -> Statement:
     """`sql` with its parameters (`:name`) typed by their names; those that `types` does not have are text."""
-    names = sorted(set(re.findall(r"(?<!:):([a-z_]+)", sql)))
+    names = sorted(set(re.findall(r"(?<![:\w]):([a-z_]+)", sql)))
     return Statement(name, sa.text(sql).bindparams(*(sa.bindparam(n, type_=types.get(n, sa.Text())) for n in names)))
 
 

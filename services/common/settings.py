@@ -13,6 +13,9 @@ class ProcessSettings(BaseSettings):
         default="postgresql://localhost/orders", description="libpq URL of the primary, its user the process's role"
     )
     valkey_url: str = Field(default="redis://127.0.0.1:6379/0", description="URL of Valkey or Redis")
+    cache_url: str | None = Field(
+        default=None, description="URL of the cache, Valkey's when not given; empty: none, and then for all processes"
+    )
     kafka_url: str = Field(default="127.0.0.1:9092", description="bootstrap servers, host:port separated by commas")
     issuer_url: str = Field(
         default="http://127.0.0.1:8004", description="OIDC issuer: `iss`, and where its discovery document is found"
@@ -27,6 +30,11 @@ class ProcessSettings(BaseSettings):
         gt=0,
         description="a consumer ends when messages wait and nothing was done for so long: far over the longest batch",
     )
+
+    @property
+    def cache_at(self) -> str:
+        """The URL of the cache, empty when there is to be none."""
+        return self.valkey_url if self.cache_url is None else self.cache_url
 
 
 class ClientSettings(ProcessSettings):

@@ -152,6 +152,13 @@ WITH gate AS (
     UPDATE orders.inventory i SET reserved = i.reserved + s.quantity, version = i.version + 1
     FROM stock s CROSS JOIN reservable r
     WHERE i.product_id = s.product_id AND NOT r.refused
+    RETURNING i.product_id, i.version
+), stale AS MATERIALIZED (
+    SELECT jsonb_build_object('orders:inventory', jsonb_object_agg(product_id, version)) AS keys
+    FROM reserved
+    HAVING count(*) > 0
+), told AS (
+    INSERT INTO orders.invalidations (shard, slice, keys) SELECT :shard, :slice, keys FROM stale
 ), document AS MATERIALIZED (
     SELECT p.total_amount::bigint AS total_amount, p.item_count::integer AS item_count,
            jsonb_build_object(
@@ -192,7 +199,7 @@ WITH gate AS (
     INSERT INTO orders.outbox (shard, slice, order_id, created_at, version)
     SELECT :shard, :slice, :order_id, :created_at, 1 FROM document
 )
-SELECT data::text AS data FROM document
+SELECT d.data::text AS data, s.keys::text AS keys FROM document d LEFT JOIN stale s ON TRUE
 """,
 )
 
@@ -282,7 +289,8 @@ FOR NO KEY UPDATE SKIP LOCKED
 """,
 )
 
-# The order as its next event leaves it, that event, its outbox row and what it does to the stock.
+# The order as its next event leaves it, that event, its outbox row and what it does to the stock; gives what caches may
+# have kept of before.
 ADVANCE = statement(
     "advance_order",
     """
@@ -312,14 +320,23 @@ WITH changed AS (
     SET on_hand = i.on_hand + s.on_hand, reserved = i.reserved + s.reserved, version = i.version + 1
     FROM stock s
     WHERE i.product_id = s.product_id
+    RETURNING i.product_id, i.version
 ), event AS (
     INSERT INTO orders.order_events (order_id, created_at, shard, version, event_id, type, data, actor, traceparent,
         occurred_at)
     VALUES (:order_id, :created_at, :shard, :version, :event_id, :type, CAST(:data AS jsonb), :actor, :traceparent,
         :occurred_at)
+), sent AS (
+    INSERT INTO orders.outbox (shard, slice, order_id, created_at, version)
+    VALUES (:shard, :slice, :order_id, :created_at, :version)
+), stale AS MATERIALIZED (
+    SELECT jsonb_build_object('orders:order', jsonb_build_object(:order_id, :version),
+                              'orders:inventory', coalesce(jsonb_object_agg(product_id, version), '{}')) AS keys
+    FROM moved
+), told AS (
+    INSERT INTO orders.invalidations (shard, slice, keys) SELECT :shard, :slice, keys FROM stale
 )
-INSERT INTO orders.outbox (shard, slice, order_id, created_at, version)
-VALUES (:shard, :slice, :order_id, :created_at, :version)
+SELECT keys::text AS keys FROM stale
 """,
 )
 
@@ -382,6 +399,11 @@ WITH turn AS MATERIALIZED (
 ), stocked AS (
     INSERT INTO orders.inventory (product_id, on_hand, reserved, version)
     SELECT product_id, on_hand, reserved, version FROM allowed WHERE unstocked AND NOT refused
+), told AS (
+    INSERT INTO orders.invalidations (shard, slice, keys)
+    SELECT :shard, :slice, jsonb_build_object('orders:inventory', jsonb_build_object(product_id, version))
+    FROM allowed
+    WHERE NOT refused
 )
 SELECT on_hand, reserved, version FROM allowed
 """,
@@ -400,7 +422,8 @@ WHERE p.product_id = :product_id
 
 # The catalogue's products as orders need them, one row each; gives those that were older. A version never goes back,
 # whatever the inbox has forgotten. Where there is stock its row takes the version too, for a placement that waits for
-# it. Primary keys, in their order: first products, which nobody else locks, then stock as everyone locks it.
+# it; no answer shows that, so no cache is told. Primary keys, in their order: first products, which nobody else locks,
+# then stock as everyone locks it.
 COPY_PRODUCTS = statement(
     "copy_products",
     """

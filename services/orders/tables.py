@@ -155,6 +155,19 @@ outbox = sa.Table(
     comment="events not yet on Kafka; the payload is read from order_events, a published row is deleted",
 )
 
+invalidations = sa.Table(
+    "invalidations",
+    metadata,
+    sa.Column("shard", sa.SmallInteger, nullable=False, comment="the order's; of an adjustment, its product's"),
+    sa.Column("slice", sa.SmallInteger, nullable=False, comment="shard % 16: what one relay claims"),
+    sa.Column("position", sa.BigInteger, sa.Identity(always=True, cache=1), nullable=False),
+    sa.Column("keys", JSONB, nullable=False, comment="{prefix of a cache key: {id: the version that replaced it}}"),
+    sa.Column("created_at", timestamptz, nullable=False, server_default=sa.func.now()),
+    sa.PrimaryKeyConstraint("slice", "position", "shard"),
+    sa.CheckConstraint(f"slice = shard % {SLICES}", name="slice"),
+    comment="what caches have not been told yet is out of date; a row is deleted once they have",
+)
+
 idempotency_keys = sa.Table(
     "idempotency_keys",
     metadata,

@@ -32,7 +32,7 @@ realtime_status_reads_total = Counter(
 
 
 class OutboxStatus(BaseModel):
-    """Events that are not on Kafka yet, counted up to 100,000, and the aggregates of which some cannot be sent."""
+    """Rows that a relay has yet to send, up to 100,000, and the aggregates of which some cannot be sent."""
 
     outbox: str
     depth: int

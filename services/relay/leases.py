@@ -15,7 +15,7 @@ from prometheus_client import Counter, Gauge
 from services.common import db
 from services.common.db import Database
 from services.common.outbox import Alarm
-from services.relay.outbox import TYPES, Outbox
+from services.relay.outbox import TYPES
 
 UNSETTLED_FACTOR: Final = 0.2  # of the pause between two beats, while slices change hands
 FORGET_SECONDS: Final = 3600.0  # rows of relays that are long gone
@@ -104,9 +104,9 @@ class Leases:
         self._leases: dict[str, Lease] = {}
         self._due = asyncio.Event()
 
-    def add(self, outbox: Outbox, alarm: Alarm) -> Lease:
-        """A lease on `outbox`, on nothing yet."""
-        lease = self._leases[outbox.name] = Lease(alarm)
+    def add(self, outbox: str, alarm: Alarm) -> Lease:
+        """A lease on the outbox of that name, on nothing yet."""
+        lease = self._leases[outbox] = Lease(alarm)
         return lease
 
     def want(self, lease: Lease, wanted: bool) -> None:

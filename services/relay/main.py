@@ -1,4 +1,7 @@
-"""Process `outbox-relay`: carries events from the outboxes to Kafka, in order per aggregate, at least once."""
+"""Process `outbox-relay`: carries events from the outboxes to Kafka, in order per aggregate, at least once.
+
+And what writes have replaced to the cache, apart from that.
+"""
 
 import asyncio
 import os
@@ -10,13 +13,14 @@ from typing import Any
 
 import structlog
 
-from services.common import log, metrics
+from services.common import caches, log, metrics
 from services.common.db import Database
 from services.common.outbox import Alarm
 from services.common.process import until_stopped
+from services.relay.invalidations import ORDERS_INVALIDATIONS, Drain
 from services.relay.leases import Leases
 from services.relay.outbox import Outbox
-from services.relay.outboxes import OUTBOXES
+from services.relay.outboxes import ORDERS, OUTBOXES, Queue
 from services.relay.relay import LANES, Relay
 from services.relay.settings import RelaySettings
 from services.relay.watch import watch
@@ -30,30 +34,34 @@ logger = structlog.get_logger()
 async def relaying(
     settings: RelaySettings, outboxes: Sequence[Outbox] = OUTBOXES
 ) -> AsyncIterator[list[asyncio.Task[None]]]:
-    """The outboxes are relayed until the end of the block, when the slices go to others at once.
+    """Until the end of the block the outboxes are relayed and the cache is told; then others have the slices at once.
 
     Gives the tasks that do it. None of them ends by itself: one that does has failed in a way nobody foresaw.
     """
-    # One connection for each lane, one to look, one to renew leases.
-    database = Database(settings.postgres_url, application_name=PROCESS, size_min=0, size_max=LANES * len(outboxes) + 2)
+    cache = caches.cache(settings.cache_at)
+    # One connection for each lane, one to look, one to renew leases, one for invalidations.
+    database = Database(settings.postgres_url, application_name=PROCESS, size_min=0, size_max=LANES * len(outboxes) + 3)
     await database.open()
     name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
     leases = Leases(database, name, lease_seconds=settings.lease_seconds, beat_seconds=settings.beat_seconds)
-    alarms = {outbox: Alarm(settings.valkey_url, outbox.name) for outbox in outboxes}
+    alarms: dict[Queue, Alarm] = {outbox: Alarm(settings.valkey_url, outbox.name) for outbox in outboxes}
+    alarms[ORDERS_INVALIDATIONS] = told = Alarm(settings.valkey_url, ORDERS.name)  # by the same writers
     works = {
         f"relay-{outbox.name}": Relay(
             outbox,
             database,
             leases,
-            alarm,
+            alarms[outbox],
             kafka_url=settings.kafka_url,
             client_id=PROCESS,
             rows_per_slice=settings.batch_rows_per_slice,
             poll_seconds_min=settings.poll_seconds_min,
             poll_seconds_max=settings.poll_seconds_max,
         ).run()
-        for outbox, alarm in alarms.items()
+        for outbox in outboxes
     }
+    drain = Drain(ORDERS_INVALIDATIONS, database, leases, told, cache, rows_per_slice=settings.batch_rows_per_slice)
+    works["invalidations"] = drain.run()
     works["watch"] = watch(alarms, database, leases, poll_seconds=settings.poll_seconds_max)
     works["leases"] = leases.run()
     for alarm in alarms.values():
@@ -69,6 +77,8 @@ async def relaying(
             logger.warning("relay.leases_not_given_up", error=repr(error))
         for alarm in alarms.values():
             await alarm.close()
+        if cache is not None:
+            await cache.close()
         await database.close()
 
 

@@ -106,6 +106,11 @@ class Outbox:
             label = f"{self.name}_outbox_{member.removeprefix('_')}"
             object.__setattr__(self, member, db.statement(label, sql, TYPES))
 
+    @property
+    def table(self) -> str:
+        """With its schema."""
+        return f"{self.name}.outbox"
+
     async def park(self, database: Database, rows: Sequence[tuple[Row, str]]) -> list[Row]:
         """`rows` are out of the outbox and in `relay.parked`, each with its reason; gives those that were moved.
 

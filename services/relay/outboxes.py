@@ -4,7 +4,7 @@ From its start each time: positions are given before the commit, so a lower one 
 """
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Protocol
 
 from services.common import db
 from services.common.db import Statement
@@ -88,27 +88,44 @@ OUTBOXES: Final[Sequence[Outbox]] = (ORDERS, CATALOG, PAYMENTS)
 _LOOK: Final = """
 SELECT '{name}' AS outbox WHERE EXISTS (
     SELECT FROM unnest(:outboxes, :slices) AS s (outbox, slice)
-    CROSS JOIN LATERAL (SELECT FROM {name}.outbox o WHERE o.slice = s.slice ORDER BY o.position LIMIT 1) o
+    CROSS JOIN LATERAL (SELECT FROM {table} o WHERE o.slice = s.slice ORDER BY o.position LIMIT 1) o
     WHERE s.outbox = '{name}'
 )"""
 
 # A long backlog is not counted to its end.
 _OBSERVE: Final = """
-SELECT '{name}' AS outbox, (SELECT count(*) FROM (SELECT 1 FROM {name}.outbox LIMIT 100000) bounded) AS depth,
+SELECT '{name}' AS outbox, (SELECT count(*) FROM (SELECT 1 FROM {table} LIMIT 100000) bounded) AS depth,
        ({oldest}) AS oldest_at,
        (SELECT count(DISTINCT aggregate_id) FROM relay.parked WHERE outbox = '{name}') AS parked
 """
 
 
-def looking(outboxes: Sequence[Outbox]) -> Statement:
-    """Gives the outboxes that have a row in one of `slices`, the n-th of which is of the n-th of `outboxes`."""
-    return db.statement("outboxes_look", "\nUNION ALL".join(_LOOK.format(name=o.name) for o in outboxes), TYPES)
+class Queue(Protocol):
+    """A table that relays empty, shared out by slice: an outbox, or invalidations."""
+
+    @property
+    def name(self) -> str:
+        """In metrics, and in `relay.slices`."""
+
+    @property
+    def table(self) -> str:
+        """With its schema."""
+
+    @property
+    def oldest_sql(self) -> str:
+        """Gives since when the first rows of the slices wait."""
 
 
-def observing(outboxes: Sequence[Outbox]) -> Statement:
-    """Gives of every outbox how many rows wait (`depth`), since when (`oldest_at`), and how many aggregates are parked.
+def looking(queues: Sequence[Queue]) -> Statement:
+    """Gives the queues that have a row in one of `slices`, the n-th of which is of the n-th of `outboxes`."""
+    parts = (_LOOK.format(name=queue.name, table=queue.table) for queue in queues)
+    return db.statement("outboxes_look", "\nUNION ALL".join(parts), TYPES)
+
+
+def observing(queues: Sequence[Queue]) -> Statement:
+    """Gives of every queue how many rows wait (`depth`), since when (`oldest_at`), and how many aggregates are parked.
 
     What is parked is in neither.
     """
-    parts = (_OBSERVE.format(name=o.name, oldest=o.oldest_sql) for o in outboxes)
+    parts = (_OBSERVE.format(name=queue.name, table=queue.table, oldest=queue.oldest_sql) for queue in queues)
     return db.statement("outboxes_observe", "UNION ALL".join(parts), TYPES)

@@ -56,7 +56,7 @@ class Relay:
         self._outbox = outbox
         self._database = database
         self._leases = leases
-        self._lease: Lease = leases.add(outbox, alarm)
+        self._lease: Lease = leases.add(outbox.name, alarm)
         self._alarm = alarm
         self._kafka_url, self._client_id = kafka_url, client_id
         self._rows_per_slice = rows_per_slice
@@ -79,7 +79,7 @@ class Relay:
                             lanes.create_task(self._publish_lane(publisher, lane))
             except Exception as failed:  # of this outbox, whatever it is: the others go on
                 error = failed.exceptions[0] if isinstance(failed, ExceptionGroup) else failed
-                part = _part_of(error)
+                part = part_of(error)
                 relay_failures_total.labels(self._outbox.name, part).inc()
                 log.warning(
                     "relay.interrupted",
@@ -177,7 +177,8 @@ class Relay:
             )
 
 
-def _part_of(error: Exception) -> str:
+def part_of(error: Exception) -> str:
+    """Whose failure it is."""
     match error:
         case StreamError():
             return "kafka"

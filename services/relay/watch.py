@@ -11,19 +11,18 @@ from prometheus_client import Counter, Gauge
 from services.common.db import Database
 from services.common.outbox import Alarm
 from services.relay.leases import Leases
-from services.relay.outbox import Outbox
-from services.relay.outboxes import looking, observing
+from services.relay.outboxes import Queue, looking, observing
 
 OBSERVE_SECONDS: Final = 2.0
 
 log = structlog.get_logger()
-outbox_depth = Gauge("outbox_depth", "Rows not yet on Kafka, counted up to 100,000", ["outbox"])
-outbox_oldest_age_seconds = Gauge("outbox_oldest_age_seconds", "Age of the oldest event not yet on Kafka", ["outbox"])
+outbox_depth = Gauge("outbox_depth", "Rows not yet on Kafka, or told to the cache; counted to 100,000", ["outbox"])
+outbox_oldest_age_seconds = Gauge("outbox_oldest_age_seconds", "Age of the oldest of these rows", ["outbox"])
 outbox_parked_aggregates = Gauge("outbox_parked_aggregates", "Orders or products with parked rows", ["outbox"])
 relay_looks_failed_total = Counter("relay_looks_failed_total", "Looks at all outboxes that failed")
 
 
-async def watch(alarms: Mapping[Outbox, Alarm], database: Database, leases: Leases, *, poll_seconds: float) -> None:
+async def watch(alarms: Mapping[Queue, Alarm], database: Database, leases: Leases, *, poll_seconds: float) -> None:
     """Ring whose outbox has rows, every `poll_seconds`, in one statement for all. Until cancelled."""
     clock, observe_at = asyncio.get_running_loop().time, 0.0
     look, observe = looking(list(alarms)), observing(list(alarms))
@@ -42,9 +41,9 @@ async def watch(alarms: Mapping[Outbox, Alarm], database: Database, leases: Leas
         except Exception as error:  # noqa: BLE001 # one outbox may be the cause: each relay finds out for itself
             relay_looks_failed_total.inc()
             log.warning("relay.look_failed", error=repr(error))
-            waiting = {outbox.name for outbox in alarms}
-        for outbox, alarm in alarms.items():
-            if outbox.name in waiting:
+            waiting = {queue.name for queue in alarms}
+        for queue, alarm in alarms.items():
+            if queue.name in waiting:
                 alarm.ring()
         await asyncio.sleep(poll_seconds)
 

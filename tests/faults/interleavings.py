@@ -15,7 +15,8 @@ from redis.asyncio import Redis
 from services.common.breaker import Breaker
 from services.common.cache import Cache
 from services.common.cache_store import Lease, Store
-from services.common.cached import Entry, Key, Kind, decode
+from services.common.cached import Entry, Key, decode
+from services.contracts.cache import Kind
 from tests.faults.actors import Actor, Step, Stepped
 
 Move = tuple[str, str]  # what happens, and to whom

@@ -11,7 +11,8 @@ from redis.asyncio import Redis
 
 from services.common.cache import Cache, breaker
 from services.common.cache_valkey import ValkeyStore
-from services.common.cached import Answer, Entry, Key, Kind
+from services.common.cached import Answer, Entry, Key
+from services.contracts.cache import Kind
 from tests.consuming import metric
 from tests.faults.valkey import Wire, serving
 from tests.faults.waiting import eventually

@@ -150,7 +150,15 @@ async def test_placing_reads_by_primary_key_and_writes_each_table(explain: Expla
     assert plan.indexes("inventory") == {"pk_inventory"}
     assert plan.rows_read() == 3 * 3  # each product once in products, and twice in inventory: to lock, to update
     written = {node["Relation Name"] for node in plan.nodes() if node["Node Type"] == "ModifyTable"}
-    assert written == {"orders", "order_items", "order_events", "outbox", "idempotency_keys", "inventory"}
+    assert written == {
+        "orders",
+        "order_items",
+        "order_events",
+        "outbox",
+        "idempotency_keys",
+        "inventory",
+        "invalidations",
+    }
 
 
 @pytest.mark.parametrize("age", [0, -1])
@@ -317,6 +325,8 @@ async def test_adjusting_stock_reads_by_primary_key_and_its_replay_by_the_key(
     by_key = {"product_id": product, "subject": "s"}
     plan = await explain(
         repository.ADJUST,
+        shard=7,
+        slice=7,
         **by_key,
         key="new",
         delta=5,

@@ -1,14 +1,16 @@
 """Plans of the relay's statements: what waits is read by the primary key, whatever else there is."""
 
 import uuid
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
 
 import asyncpg
 import pytest
 
 from services.common import clock, ids
+from services.relay.invalidations import ORDERS_INVALIDATIONS
 from services.relay.outbox import SLICES, Outbox
-from services.relay.outboxes import CATALOG, ORDERS, OUTBOXES, PAYMENTS, looking, observing
+from services.relay.outboxes import CATALOG, ORDERS, OUTBOXES, PAYMENTS, Queue, looking, observing
 from tests.plans.conftest import Explain
 from tests.plans.test_orders import plant
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]
 
 ROWS = 3200
+QUEUES: Final[Sequence[Queue]] = (*OUTBOXES, ORDERS_INVALIDATIONS)
 
 
 @pytest.fixture(params=OUTBOXES, ids=lambda outbox: outbox.name)
@@ -69,14 +72,14 @@ async def test_deleting_finds_each_row_by_the_primary_key(
 
 async def test_looking_reads_the_first_row_of_one_slice(explain: Explain, outbox: Outbox) -> None:
     held = [(other.name, number) for other in OUTBOXES for number in SLICES]
-    plan = await explain(looking(OUTBOXES), outboxes=[name for name, _ in held], slices=[number for _, number in held])
+    plan = await explain(looking(QUEUES), outboxes=[name for name, _ in held], slices=[number for _, number in held])
     assert plan.scanned() == set()
     assert plan.indexes("outbox") == {"pk_outbox"}
     assert plan.rows_read() == 1, f"of {outbox.name} one row says enough"
 
 
 async def test_observing_counts_by_an_index(explain: Explain, outbox: Outbox) -> None:
-    plan = await explain(observing(OUTBOXES))
+    plan = await explain(observing(QUEUES))
     assert plan.scanned() == set()
     assert plan.indexes("outbox") == {"pk_outbox"}
     assert plan.rows_read() <= ROWS + (2 if outbox is ORDERS else 1) * len(SLICES)
@@ -104,3 +107,28 @@ async def test_plans_made_while_the_outbox_was_empty_serve_a_backlog(explain: Ex
     places = {"slices": [row["slice"] for row in rows], "positions": [row["position"] for row in rows]}
     assert (await explain(ORDERS.delete, **places)).rows_read() == 2 * 50
     assert (await explain(ORDERS.read, slices=list(SLICES), rows=32)).rows_read() == 2 * 32 * len(SLICES)
+
+
+async def test_invalidations_are_read_and_deleted_by_the_primary_key(explain: Explain, owner: "Connection") -> None:
+    # As above: planned while the table was empty, and never analysed since.
+    await owner.execute("ALTER TABLE orders.invalidations SET (autovacuum_enabled = off)")
+    await owner.execute(
+        "INSERT INTO orders.invalidations (shard, slice, keys)"
+        " SELECT n % 4096, n % 16, '{}' FROM generate_series(1, $1) n",
+        ROWS,
+    )
+    read = await explain(ORDERS_INVALIDATIONS.read, slices=[1, 2, 3], rows=32)
+    rows = await owner.fetch("TABLE orders.invalidations ORDER BY position LIMIT 50")
+    delete = await explain(
+        ORDERS_INVALIDATIONS.delete,
+        slices=[row["slice"] for row in rows],
+        positions=[row["position"] for row in rows],
+    )
+    look = await explain(looking(QUEUES), outboxes=[ORDERS_INVALIDATIONS.name] * len(SLICES), slices=list(SLICES))
+    for plan in (read, delete, look):
+        assert plan.indexes("invalidations") == {"pk_invalidations"}
+        assert not plan.node_types() & {"Sort", "Incremental Sort"}
+        assert plan.scanned() == set()
+    assert read.rows_read() == 3 * 32
+    assert delete.rows_read() == 2 * 50
+    assert look.rows_read() == 1

@@ -16,8 +16,9 @@ from redis.crc import key_slot
 from services.common.breaker import Breaker
 from services.common.cache import Cache, breaker
 from services.common.cache_store import LEASE_MS
-from services.common.cached import Answer, Entry, Key, Kind
+from services.common.cached import Answer, Entry, Key
 from services.common.caches import store
+from services.contracts.cache import Kind
 from tests.consuming import metric
 from tests.valkey_cluster import NODES, SLOTS, Cluster, clustered
 

@@ -33,8 +33,8 @@ class Relays:
 
     def join(self, name: str, *, lease_seconds: float = LEASE_SECONDS) -> Member:
         leases = Leases(self.database, name, lease_seconds=lease_seconds, beat_seconds=1.0)
-        lease = leases.add(ORDERS, Alarm(self.valkey_url, "orders"))
-        leases.add(CATALOG, Alarm(self.valkey_url, "catalog"))  # which it does not want
+        lease = leases.add(ORDERS.name, Alarm(self.valkey_url, "orders"))
+        leases.add(CATALOG.name, Alarm(self.valkey_url, "catalog"))  # which it does not want
         leases.want(lease, True)
         return Member(leases, lease)
 

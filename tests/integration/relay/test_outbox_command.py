@@ -41,18 +41,19 @@ async def test_it_tells_what_waits_and_which_relay_has_how_many_slices(
     shop: Shop, settings: RelaySettings, database_url: str
 ) -> None:
     order = await shop.placed()
-    orders, catalog, payments = await _told(database_url)
+    orders, catalog, payments, invalidations = await _told(database_url)
     assert (orders["outbox"], orders["waiting"], orders["parked"], orders["relays"]) == ("orders", 1, 0, {})
     assert orders["oldest_at"] == order["created_at"]
     assert (catalog["outbox"], catalog["waiting"], catalog["oldest_at"]) == ("catalog", 0, None)
     assert (payments["outbox"], payments["waiting"], payments["oldest_at"]) == ("payments", 0, None)
+    assert (invalidations["outbox"], invalidations["waiting"]) == ("orders.invalidations", 1)
     async with relaying(settings):
 
         async def carried() -> bool:
             return metric("outbox_slices", outbox="orders") == 16
 
         await eventually(carried, "all slices")
-        orders, catalog, _ = await _told(database_url)
+        orders, catalog, *_ = await _told(database_url)
         assert list(orders["relays"].values()) == [16]
         assert catalog["relays"] == {}
         shown = (await _run(database_url)).stdout

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.common.cached import VERSION_MAX, Entry, Key, Kind, decode, encode
+from services.common.cached import VERSION_MAX, Entry, Key, decode, encode
+from services.contracts.cache import Kind
 
 KIND = Kind("order", "orders:order", 30_000)
 WORDS = st.text("ab1é-:{}|", max_size=12)

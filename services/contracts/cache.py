@@ -1,0 +1,22 @@
+"""What is cached of each service, under which names: its writers say what has changed, the relay repeats it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A sort of thing that is cached: its `name` in metrics, the `prefix` of its keys, how long a value may live."""
+
+    name: str
+    prefix: str  # <owner>:<thing>, as in orders:order
+    ttl_ms: int
+
+
+ORDER: Final = Kind("order", "orders:order", 30_000)
+INVENTORY: Final = Kind("inventory", "orders:inventory", 15_000)
+
+# By what rows of `invalidations` call them: {prefix: {id as a UUID: version}}.
+KINDS: Final[Mapping[str, Kind]] = {kind.prefix: kind for kind in (ORDER, INVENTORY)}
+TTL_MS_MAX: Final = max(kind.ttl_ms for kind in KINDS.values())
