@@ -205,9 +205,13 @@ async def issuer(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tupl
 
 @pytest.fixture
 def orders_settings(as_role: AsRole, valkey_url: str, issuer: tuple[Path, str]) -> OrdersSettings:
-    """Settings of orders-api on the test's database."""
+    """Settings of orders-api on the test's database; without a cache, as tests also write behind its back."""
     return OrdersSettings(
-        postgres_url=as_role("orders_api"), valkey_url=valkey_url, issuer_url=issuer[1], audience=AUDIENCE
+        postgres_url=as_role("orders_api"),
+        valkey_url=valkey_url,
+        cache_url="",
+        issuer_url=issuer[1],
+        audience=AUDIENCE,
     )
 
 

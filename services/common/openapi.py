@@ -78,6 +78,14 @@ class _Told(NamedTuple):
 _TEXT: Final = {"type": "string"}
 _HEADERS: Final[Mapping[str, _Told]] = {
     "ETag": _Told("The version of what is answered.", {"type": "string", "pattern": '^"[1-9][0-9]*"$'}, always=True),
+    "X-Cache": _Told(
+        "Whether the cache had it (`hit`), or the database answered, past the cache when that does not (`bypass`).",
+        {"enum": ["hit", "miss", "bypass"]},
+        always=True,
+    ),
+    "Age": _Told(
+        "With a `hit`: seconds since it was read from the database.", {"type": "string", "pattern": "^[0-9]+$"}
+    ),
     "Location": _Told("Path of what was made.", {"type": "string", "format": "uri-reference"}, always=True),
     "Idempotency-Replayed": _Told("There when the answer to a known key is given again.", {"const": "true"}),
     "Retry-After": _Told("Seconds to wait before the next try.", {"type": "string", "pattern": "^[0-9]+$"}),
@@ -258,7 +266,10 @@ def _responses(each: Described, instance: str) -> dict[str, Any]:
     if operation.may_create:
         answers[201] = _answer(operation.answer, *answer_headers, "Location")
     if IF_NONE_MATCH in operation.headers:
-        answers[304] = {"description": "What If-None-Match names is what there is.", "headers": _headers("ETag")}
+        answers[304] = {
+            "description": "What If-None-Match names is what there is.",
+            "headers": _headers(*operation.answer_headers),
+        }
     for status, told_of in of_status.items():
         answers[status] = _refusal(status, told_of, instance) if len(told_of) > 1 else _shared_ref(*told_of)
     return {str(status): answers[status] for status in sorted(answers)}

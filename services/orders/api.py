@@ -7,13 +7,14 @@ from contextlib import asynccontextmanager
 import structlog
 from fastapi import FastAPI
 
-from services.common import clock
+from services.common import caches, clock
 from services.common.auth import TokenVerifier
 from services.common.db import Database, TransientError
 from services.common.http import Application, Writes, build_app
 from services.common.outbox import Wake
 from services.common.server import serve
 from services.orders import queries
+from services.orders.after_commit import AfterCommit
 from services.orders.endpoints import Context
 from services.orders.routes import ROUTES, SCOPES
 from services.orders.settings import OrdersSettings
@@ -32,9 +33,11 @@ def create_app(settings: OrdersSettings, now: clock.Clock = clock.now) -> Applic
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         database = Database(settings.postgres_url, application_name=PROCESS, size_max=settings.pool_size)
         wake = Wake(settings.valkey_url, "orders")
+        cache = caches.cache(settings.cache_at)
         at = Context(
             database=database,
-            wake=wake,
+            cache=cache,
+            after_commit=AfterCommit(wake, cache),
             writes=Writes(),
             now=now,
             expires_after=settings.pending_expires_after,
@@ -52,6 +55,8 @@ def create_app(settings: OrdersSettings, now: clock.Clock = clock.now) -> Applic
             watch.cancel()
             await asyncio.gather(watch, return_exceptions=True)
             await at.writes.drain()
+            if cache is not None:
+                await cache.close()
             await wake.close()
             await database.close()
             await verifier.aclose()

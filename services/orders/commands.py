@@ -13,11 +13,14 @@ import orjson
 from prometheus_client import Counter
 
 from services.common import clock, ids
+from services.common.cached import Key as CacheKey
 from services.common.db import Database, LockTimeoutError, Refused, TransientError, retried
 from services.common.errors import DomainError, not_found, unavailable
 from services.common.idempotency import key_reused
 from services.common.ids import OrderKey
+from services.common.invalidations import keys_of
 from services.common.money import AMOUNT_MAX
+from services.contracts.cache import INVENTORY, ORDER
 from services.contracts.orders import Adjustment, Event, EventType, Order, OrderStatus, apply
 from services.orders import domain, steps
 from services.orders.domain import Command, Part
@@ -96,10 +99,14 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The order as the first answer showed it, and whether this is that answer given again."""
+    """The order as the first answer showed it, whether this is that answer given again, and what caches are to hear.
+
+    A replay's `stale` names all there may be: whoever carried the request out may have died before it could tell.
+    """
 
     order: Order
     replayed: bool
+    stale: Mapping[CacheKey, int]
 
 
 async def place_order(
@@ -170,7 +177,7 @@ async def place_order(
             actor=placement.actor,
             data=orjson.loads(rows[0]["data"]),
         )
-        return Outcome(apply(None, event), replayed=False)
+        return Outcome(apply(None, event), replayed=False, stale=keys_of(rows[0]["keys"]))
 
     outcome = await retried(once)
     if not outcome.replayed:
@@ -219,17 +226,19 @@ async def command_order(
                 _check_version(rows[0]["version"], if_match)
                 order = await steps.read(connection, order_key)
                 step = domain.decide(order, command, parts)
+                stale: dict[CacheKey, int] = {}
                 taken = steps.take(
                     connection,
                     order,
                     step,
+                    stale,
                     event_id=event_id,
                     actor=caller.actor,
                     now=now,
                     traceparent=traceparent,
                     details=details,
                 )
-                return Outcome(await judged(taken), replayed=False)
+                return Outcome(await judged(taken), replayed=False, stale=stale)
         return await _replayed(database, order_key.shard, key, missing=not_found())
 
     outcome = await retried(once)
@@ -294,7 +303,9 @@ async def _replayed(database: Database, shard: int, key: Key, *, missing: Domain
         idempotency_conflicts_total.labels("key_reused").inc()
         raise key_reused()
     idempotency_replays_total.inc()
-    return Outcome(order_from(rows, ids.to_text(rows[0]["resource"])), replayed=True)
+    order = order_from(rows, ids.to_text(rows[0]["resource"]))
+    moved = {CacheKey(INVENTORY, item.product_id): 0 for item in order.items}  # to what version is not known any more
+    return Outcome(order, replayed=True, stale={CacheKey(ORDER, order.order_id): order.version, **moved})
 
 
 async def create_months(database: Database, current: datetime, months_ahead: int) -> list[datetime]:

@@ -1,16 +1,18 @@
 """HTTP only: parse, call one command or query, set headers. `routes` says which path each of these answers."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
 from fastapi import Request, Response
 
 from services.common import clock, cursors, http, ids
 from services.common.auth import Claims
+from services.common.cache import Cache
+from services.common.cached import Answer
 from services.common.clock import Clock
 from services.common.db import Database, TransientError
 from services.common.errors import DomainError, not_found, unavailable
@@ -25,7 +27,8 @@ from services.common.http import (
 from services.common.idempotency import HEADER, key_from, request_hash
 from services.common.ids import OrderKey
 from services.contracts.orders import Adjustment
-from services.orders import answers, commands, queries, schemas, stock
+from services.orders import answers, commands, queries, reads, schemas, stock
+from services.orders.after_commit import AfterCommit
 from services.orders.commands import Caller, Key, Line, Outcome, Placement
 from services.orders.domain import CancelReason, Command, Part
 from services.orders.queries import Position, Reader
@@ -37,13 +40,16 @@ PRICE: Final = "orders:price"
 FULFIL: Final = "orders:fulfil"
 INVENTORY: Final = "inventory:write"
 
+Written = TypeVar("Written", Outcome, stock.Adjusted)
+
 
 @dataclass(slots=True)
 class Context:
     """What the endpoints of this process work with."""
 
     database: Database
-    wake: Callable[[], None]
+    cache: Cache | None
+    after_commit: AfterCommit
     writes: Writes
     now: Clock
     expires_after: timedelta
@@ -81,34 +87,39 @@ async def place_order(request: Request, claims: Claims) -> Response:
         shipping_address_id=body.shipping_address_id,
     )
     outcome = await at.writes.finish(
-        commands.place_order(
-            at.database,
-            placement,
-            Key(claims.subject, key, request_hash("POST", request.scope["path"], content)),
-            now=at.now(),
-            traceparent=request.state.traceparent,
-            expires_after=at.expires_after,
+        _followed(
+            at,
+            commands.place_order(
+                at.database,
+                placement,
+                Key(claims.subject, key, request_hash("POST", request.scope["path"], content)),
+                now=at.now(),
+                traceparent=request.state.traceparent,
+                expires_after=at.expires_after,
+            ),
         )
     )
-    return _answer(at, outcome, status_code=201, headers={"Location": f"/v1/orders/{outcome.order.order_id}"})
+    return _answer(outcome, status_code=201, headers={"Location": f"/v1/orders/{outcome.order.order_id}"})
 
 
 async def get_order(request: Request, claims: Claims) -> Response:
     """GET /v1/orders/{order_id}."""
     at = context(request)
     query = parameters(schemas.OrderQuery, request)
-    order = await queries.get_order(at.database, _order_key(request, at), _reader(claims))
-    if query.min_version is not None and order.version < query.min_version:
+    least = query.min_version or 0
+    answer = await reads.get_order(at.database, at.cache, _order_key(request, at), _reader(claims), min_version=least)
+    version = answer.entry.version
+    if version < least:
         raise DomainError(
             "version_not_reached",
             409,
             "The order has not reached that version.",
-            extra={"current_version": order.version},
+            extra={"current_version": version},
         )
-    headers = {"ETag": http.etag(order.version)}
-    if not http.none_match(request.headers.get("if-none-match"), order.version):
+    headers = _read_headers(answer)
+    if not http.none_match(request.headers.get("if-none-match"), version):
         return Response(status_code=304, headers=headers)
-    return JsonResponse(answers.render_order(order), headers=headers)
+    return JsonResponse(answer.entry.body, headers=headers)
 
 
 async def list_orders(request: Request, claims: Claims) -> Response:
@@ -193,9 +204,9 @@ async def return_order(request: Request, claims: Claims) -> Response:
 
 async def get_inventory(request: Request, _: Claims) -> Response:
     """GET /v1/inventory/{product_id}."""
-    product_id = _product_id(request)
-    found = await queries.get_stock(context(request).database, product_id)
-    return _stock_answer(product_id, found.on_hand, found.reserved, found.version)
+    at = context(request)
+    answer = await reads.get_stock(at.database, at.cache, _product_id(request))
+    return JsonResponse(answer.entry.body, headers=_read_headers(answer))
 
 
 async def adjust_stock(request: Request, claims: Claims) -> Response:
@@ -205,17 +216,21 @@ async def adjust_stock(request: Request, claims: Claims) -> Response:
     body = validated(schemas.AdjustStockBody, content)
     product_id = _product_id(request)
     adjusted = await at.writes.finish(
-        stock.adjust_stock(
-            at.database,
-            stock.Adjustment(product_id, body.delta, body.reason, f"staff:{claims.user_id}"),
-            Key(claims.subject, key, request_hash("POST", request.scope["path"], content)),
-            now=at.now(),
+        _followed(
+            at,
+            stock.adjust_stock(
+                at.database,
+                stock.Adjustment(product_id, body.delta, body.reason, f"staff:{claims.user_id}"),
+                Key(claims.subject, key, request_hash("POST", request.scope["path"], content)),
+                now=at.now(),
+            ),
         )
     )
-    response = _stock_answer(product_id, adjusted.on_hand, adjusted.reserved, adjusted.version, status_code=201)
-    if adjusted.replayed:
-        response.headers["Idempotency-Replayed"] = "true"
-    return response
+    headers = {"ETag": http.etag(adjusted.version), **({"Idempotency-Replayed": "true"} if adjusted.replayed else {})}
+    content = answers.render_stock(
+        ids.to_text(product_id), on_hand=adjusted.on_hand, reserved=adjusted.reserved, version=adjusted.version
+    )
+    return JsonResponse(content, status_code=201, headers=headers)
 
 
 async def get_health(_: Request) -> Response:
@@ -263,28 +278,36 @@ async def _command(
 ) -> Response:
     staff = FULFIL in claims.scopes
     outcome = await at.writes.finish(
-        commands.command_order(
-            at.database,
-            _order_key(request, at),
-            command,
-            details,
-            Caller(claims.user_id, f"{'staff' if staff else 'user'}:{claims.user_id}", any_owner=staff),
-            Key(claims.subject, key, request_hash("POST", request.scope["path"], content)),
-            parts=parts,
-            if_match=http.if_match_version(request.headers.get("if-match")),
-            now=at.now(),
-            traceparent=request.state.traceparent,
+        _followed(
+            at,
+            commands.command_order(
+                at.database,
+                _order_key(request, at),
+                command,
+                details,
+                Caller(claims.user_id, f"{'staff' if staff else 'user'}:{claims.user_id}", any_owner=staff),
+                Key(claims.subject, key, request_hash("POST", request.scope["path"], content)),
+                parts=parts,
+                if_match=http.if_match_version(request.headers.get("if-match")),
+                now=at.now(),
+                traceparent=request.state.traceparent,
+            ),
         )
     )
-    return _answer(at, outcome, status_code=200, headers={})
+    return _answer(outcome, status_code=200, headers={})
 
 
-def _answer(at: Context, outcome: Outcome, *, status_code: int, headers: dict[str, str]) -> Response:
+async def _followed(at: Context, write: Awaitable[Written]) -> Written:
+    """What `write` gives, once cache and relay have been told of it. The client may be gone by then: they still are."""
+    outcome = await write
+    await at.after_commit(outcome.stale)
+    return outcome
+
+
+def _answer(outcome: Outcome, *, status_code: int, headers: dict[str, str]) -> Response:
     headers["ETag"] = http.etag(outcome.order.version)
     if outcome.replayed:
         headers["Idempotency-Replayed"] = "true"
-    else:
-        at.wake()
     return JsonResponse(answers.render_order(outcome.order), status_code=status_code, headers=headers)
 
 
@@ -295,11 +318,12 @@ def _product_id(request: Request) -> UUID:
         raise not_found() from None
 
 
-def _stock_answer(
-    product_id: UUID, on_hand: int, reserved: int, version: int, *, status_code: int = 200
-) -> JsonResponse:
-    content = answers.render_stock(ids.to_text(product_id), on_hand=on_hand, reserved=reserved, version=version)
-    return JsonResponse(content, status_code=status_code, headers={"ETag": http.etag(version)})
+def _read_headers(answer: Answer) -> dict[str, str]:
+    """ETag, and where the answer comes from; how long ago it was read from the database, when it was kept since."""
+    headers = {"ETag": http.etag(answer.entry.version), "X-Cache": answer.outcome}
+    if answer.outcome == "hit":
+        headers["Age"] = str(int(answer.age_seconds))
+    return headers
 
 
 def _scope_missing(what: str, scope: str) -> DomainError:

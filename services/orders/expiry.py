@@ -7,10 +7,12 @@ import structlog
 from prometheus_client import Counter, Gauge
 
 from services.common import ids
+from services.common.cached import Key
 from services.common.db import Database, LockTimeoutError, Refused, Row
 from services.common.errors import DomainError
 from services.common.ids import OrderKey
 from services.orders import domain, steps
+from services.orders.after_commit import AfterCommit
 from services.orders.domain import CancelReason
 from services.orders.histories import UNFOLDABLE
 from services.orders.repository import GET_EXPIRED, LOCK_EXPIRED
@@ -28,7 +30,9 @@ orders_overdue_seconds = Gauge(
 )
 
 
-async def expire_orders(database: Database, now: datetime, *, batch_orders: int = BATCH_ORDERS) -> int:
+async def expire_orders(
+    database: Database, after_commit: AfterCommit, now: datetime, *, batch_orders: int = BATCH_ORDERS
+) -> int:
     """No order that could be cancelled is pending at `now` past its expires_at; gives how many were.
 
     Each is a READ COMMITTED transaction under the order's row lock, with its stock released, so each expires once
@@ -41,14 +45,15 @@ async def expire_orders(database: Database, now: datetime, *, batch_orders: int 
         orders_overdue_seconds.set((now - rows[0]["expires_at"]).total_seconds() if rows else 0)
         done = 0
         for row in rows:
-            done += await _expire(database, row, now)
+            done += await _expire(database, after_commit, row, now)
         expired += done
         if len(rows) < batch_orders or not done:
             return expired
 
 
-async def _expire(database: Database, row: Row, now: datetime) -> bool:
+async def _expire(database: Database, after_commit: AfterCommit, row: Row, now: datetime) -> bool:
     key = OrderKey(row["order_id"], row["created_at"], row["shard"])
+    stale: dict[Key, int] = {}
     try:
         async with database.transaction() as connection:
             if not await LOCK_EXPIRED.rows(connection, **key._asdict(), now=now):
@@ -58,6 +63,7 @@ async def _expire(database: Database, row: Row, now: datetime) -> bool:
                 connection,
                 order,
                 domain.cancel(order, CancelReason.EXPIRED),
+                stale,
                 event_id=ids.new_id(now),
                 actor=ACTOR,
                 now=now,
@@ -67,5 +73,6 @@ async def _expire(database: Database, row: Row, now: datetime) -> bool:
         orders_expiry_failures_total.labels(type(error).__name__).inc()
         log.error("orders.not_expired", order_id=ids.to_text(key.order_id), error=repr(error))
         return False
+    await after_commit(stale)
     orders_expired_total.inc()
     return True

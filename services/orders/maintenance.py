@@ -8,12 +8,13 @@ from functools import partial
 import structlog
 from prometheus_client import Counter, Gauge
 
-from services.common import clock, log, metrics
+from services.common import caches, clock, log, metrics
 from services.common.db import Database, LockTimeoutError, TransientError
 from services.common.errors import DomainError
 from services.common.outbox import Wake
 from services.common.process import until_stopped
 from services.orders import commands, expiry, queries
+from services.orders.after_commit import AfterCommit
 from services.orders.repository import INBOX
 from services.orders.settings import OrdersSettings
 
@@ -45,10 +46,9 @@ async def run_once(database: Database, settings: OrdersSettings, now: clock.Cloc
         logger.info("inbox.forgotten", rows=forgotten)
 
 
-async def expire_once(database: Database, wake: Callable[[], None], now: clock.Clock = clock.now) -> None:
-    """Orders whose time for payment has passed are cancelled, and the relay knows of it."""
-    if expired := await expiry.expire_orders(database, now()):
-        wake()
+async def expire_once(database: Database, after_commit: AfterCommit, now: clock.Clock = clock.now) -> None:
+    """Orders whose time for payment has passed are cancelled, and cache and relay know of it."""
+    if expired := await expiry.expire_orders(database, after_commit, now()):
         logger.info("orders.expired", orders=expired)
 
 
@@ -58,15 +58,19 @@ async def run(settings: OrdersSettings) -> None:
     await database.open()
     wake = Wake(settings.valkey_url, "orders")
     wake.start()
+    cache = caches.cache(settings.cache_at)
+    after_commit = AfterCommit(wake, cache)
 
     async def rounds() -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(_rounds(partial(run_once, database, settings), settings.maintenance_interval_seconds))
-            tasks.create_task(_rounds(partial(expire_once, database, wake), settings.expiry_interval_seconds))
+            tasks.create_task(_rounds(partial(expire_once, database, after_commit), settings.expiry_interval_seconds))
 
     try:
         await until_stopped(rounds())
     finally:
+        if cache is not None:
+            await cache.close()
         await wake.close()
         await database.close()
 

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from services.common import log, metrics
+from services.common import caches, log, metrics
 from services.common.consumer import Consumer
 from services.common.db import Database
 from services.common.handle import Handle
@@ -17,6 +17,7 @@ from services.common.process import until_stopped
 from services.common.stream import Received
 from services.contracts.envelope import CATALOG_TOPIC, PAYMENTS_TOPIC
 from services.orders import projections, settlements
+from services.orders.after_commit import AfterCommit
 from services.orders.settings import OrdersSettings
 
 PROCESS = "orders-projector"
@@ -29,9 +30,10 @@ async def run(settings: OrdersSettings) -> None:
     await database.open()
     wake = Wake(settings.valkey_url, "orders")
     wake.start()
+    cache = caches.cache(settings.cache_at)
     handlers: dict[str, Handle] = {
         CATALOG_TOPIC: partial(projections.copy_products, database),
-        PAYMENTS_TOPIC: partial(settlements.settle_orders, database, wake),
+        PAYMENTS_TOPIC: partial(settlements.settle_orders, database, AfterCommit(wake, cache)),
     }
 
     async def handle(topic: str, messages: Sequence[Received]) -> Mapping[str, int]:
@@ -47,6 +49,8 @@ async def run(settings: OrdersSettings) -> None:
     try:
         await until_stopped(consumer.run())
     finally:
+        if cache is not None:
+            await cache.close()
         await wake.close()
         await database.close()
 

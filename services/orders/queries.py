@@ -86,21 +86,24 @@ class Stock:
     version: int
 
 
-async def get_order(database: Database, key: OrderKey, reader: Reader) -> Order:
-    """The order as it stands. 404 `not_found` when it is missing or not the reader's. One round trip."""
-    return order_from(await _event_rows(database, key, reader, 0, ALL_EVENTS), ids.to_text(key.order_id))
+async def get_order(database: Database, key: OrderKey, reader: Reader) -> Order | None:
+    """The order as it stands; None when it is missing or not the reader's. One round trip."""
+    rows = await _event_rows(database, key, reader, 0, ALL_EVENTS)
+    return order_from(rows, ids.to_text(key.order_id)) if rows else None
 
 
 async def get_events(
     database: Database, key: OrderKey, reader: Reader, *, after_version: int, limit: int
 ) -> tuple[int, list[Event]]:
-    """The order's version, and its events after `after_version` in order. 404 as get_order. One round trip."""
+    """The order's version, and its events after `after_version` in order. 404 `not_found`. One round trip."""
     rows = await _event_rows(database, key, reader, after_version, limit)
+    if not rows:
+        raise not_found()
     return rows[0]["order_version"], events_from(rows, ids.to_text(key.order_id))
 
 
 async def _event_rows(database: Database, key: OrderKey, reader: Reader, after_version: int, limit: int) -> list[Row]:
-    rows = await database.read(
+    return await database.read(
         GET_EVENTS,
         order_id=key.order_id,
         created_at=key.created_at,
@@ -110,9 +113,6 @@ async def _event_rows(database: Database, key: OrderKey, reader: Reader, after_v
         after_version=after_version,
         limit=limit,
     )
-    if not rows:
-        raise not_found()
-    return rows
 
 
 async def list_orders(
@@ -146,13 +146,10 @@ async def list_orders(
     return Page(orders, Position(earliest, UUID(int=0)) if earliest > from_at else None)
 
 
-async def get_stock(database: Database, product_id: UUID) -> Stock:
-    """The stock of a product. 404 `not_found` when orders knows none. One round trip, one index read."""
+async def get_stock(database: Database, product_id: UUID) -> Stock | None:
+    """The stock of a product; None when orders knows none. One round trip, one index read."""
     rows = await database.read(GET_INVENTORY, product_id=product_id)
-    if not rows:
-        raise not_found()
-    row = rows[0]
-    return Stock(row["on_hand"], row["reserved"], row["version"])
+    return Stock(rows[0]["on_hand"], rows[0]["reserved"], rows[0]["version"]) if rows else None
 
 
 class Month(NamedTuple):

@@ -199,7 +199,7 @@ WITH gate AS (
     INSERT INTO orders.outbox (shard, slice, order_id, created_at, version)
     SELECT :shard, :slice, :order_id, :created_at, 1 FROM document
 )
-SELECT d.data::text AS data, s.keys::text AS keys FROM document d LEFT JOIN stale s ON TRUE
+SELECT d.data::text AS data, s.keys::text AS keys FROM document d CROSS JOIN stale s
 """,
 )
 

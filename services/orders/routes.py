@@ -66,7 +66,7 @@ _GET: Final = Operation(
     answers.OrderAnswer,
     query=schemas.OrderQuery,
     headers=(IF_NONE_MATCH,),
-    answer_headers=("ETag",),
+    answer_headers=("ETag", "X-Cache", "Age"),
     refusals=_TOO_SOON,
     description="An order that is missing and one that is not the caller's are refused alike.",
 )
@@ -75,7 +75,7 @@ _EVENTS: Final = Operation(
     query=schemas.EventsQuery,
     description="In version order, without a gap. `next_cursor` is the `after_version` of the next page.",
 )
-_STOCK: Final = Operation(answers.StockAnswer, answer_headers=("ETag",))
+_STOCK: Final = Operation(answers.StockAnswer, answer_headers=("ETag", "X-Cache", "Age"))
 _ADJUST: Final = Operation(
     answers.StockAnswer,
     status=201,

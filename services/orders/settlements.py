@@ -1,7 +1,7 @@
 """What payments say is carried out on their orders. One function applies one batch, in one transaction an order."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -10,6 +10,7 @@ import structlog
 from prometheus_client import Counter as Metric
 
 from services.common import clock, ids
+from services.common.cached import Key
 from services.common.clock import Clock
 from services.common.db import Database, Refused, WriteConnection
 from services.common.handle import PoisonError
@@ -21,6 +22,7 @@ from services.contracts import envelope
 from services.contracts.orders import EventType, Order, OrderStatus, PaymentStatus
 from services.contracts.payments import Payment, PaymentEventType, PaymentState, payment_of
 from services.orders import domain, steps
+from services.orders.after_commit import AfterCommit
 from services.orders.histories import UNFOLDABLE
 from services.orders.repository import INBOX, LOCK_ORDER
 
@@ -41,7 +43,7 @@ class _Said:
 
 
 async def settle_orders(
-    database: Database, wake: Callable[[], None], topic: str, messages: Sequence[Received], *, now: Clock = clock.now
+    database: Database, after_commit: AfterCommit, topic: str, messages: Sequence[Received], *, now: Clock = clock.now
 ) -> Mapping[str, int]:
     """Each order stands where the newest of `messages` about its payment says, and never goes back; gives the outcomes.
 
@@ -55,16 +57,17 @@ async def settle_orders(
         by_order.setdefault(said.arrived.key, []).append(said)
     outcomes: Counter[str] = Counter()
     for said_of_one in by_order.values():
-        outcomes += await _settle(database, wake, topic, said_of_one, now)
+        outcomes += await _settle(database, after_commit, topic, said_of_one, now)
     return outcomes
 
 
 async def _settle(
-    database: Database, wake: Callable[[], None], topic: str, said: Sequence[_Said], now: Clock
+    database: Database, after_commit: AfterCommit, topic: str, said: Sequence[_Said], now: Clock
 ) -> Counter[str]:
     outcomes: Counter[str] = Counter()
     newest: _Said | None = None
     taken: list[EventType] = []
+    stale: dict[Key, int] = {}
     async with database.transaction() as connection:
         verdicts = await INBOX.judge(connection, topic, [one.arrived for one in said])
         for one, verdict in zip(said, verdicts, strict=True):
@@ -76,15 +79,17 @@ async def _settle(
                 outcomes["applied" if verdict is Verdict.NEXT else "applied_after_gap"] += 1
                 newest = one
         if newest is not None and newest.payment is not None:
-            taken = await _take_all(connection, newest, newest.payment, now)
+            taken = await _take_all(connection, newest, newest.payment, stale, now)
     for event in taken:
         order_settlements_total.labels(event).inc()
     if taken:
-        wake()
+        await after_commit(stale)
     return outcomes
 
 
-async def _take_all(connection: WriteConnection, said: _Said, payment: Payment, now: Clock) -> list[EventType]:
+async def _take_all(
+    connection: WriteConnection, said: _Said, payment: Payment, stale: dict[Key, int], now: Clock
+) -> list[EventType]:
     """Every step that is missing, in their order; the order's row stays locked. PoisonError when there can be none.
 
     What is wrong with one order becomes a dead letter, so that the payments of others do not wait for its repair.
@@ -104,6 +109,7 @@ async def _take_all(connection: WriteConnection, said: _Said, payment: Payment, 
                 connection,
                 order,
                 step,
+                stale,
                 event_id=ids.new_id(at),
                 actor=ACTOR,
                 now=at,

@@ -1,4 +1,4 @@
-"""A step of an order as it is stored: its event, the rows as the fold leaves them, its stock and its outbox row."""
+"""A step of an order as it is stored: event, rows as the fold leaves them, stock, outbox row, what to tell caches."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -8,8 +8,10 @@ from uuid import UUID
 import orjson
 
 from services.common import clock, ids
+from services.common.cached import Key
 from services.common.db import WriteConnection
 from services.common.ids import OrderKey
+from services.common.invalidations import keys_of
 from services.contracts.orders import Event, Order, apply
 from services.orders import domain
 from services.orders.domain import Step
@@ -30,6 +32,7 @@ async def take(
     connection: WriteConnection,
     order: Order,
     step: Step,
+    stale: dict[Key, int],
     *,
     event_id: UUID,
     actor: str,
@@ -39,7 +42,8 @@ async def take(
 ) -> Order:
     """`order` after `step`; event, rows, stock and outbox row are written in the transaction that holds its lock.
 
-    `details` is what the event says of the change besides. One statement; it raises what the database refuses.
+    `details` is what the event says of the change besides. What caches may keep of before is added to `stale`, to be
+    told once the transaction has committed. One statement; it raises what the database refuses.
     """
     event = Event(
         event_id=ids.to_text(event_id),
@@ -51,7 +55,8 @@ async def take(
         data=data_of(order, step, details),
     )
     after = apply(order, event)
-    await ADVANCE.rows(connection, **_advanced(order, after, event, event_id, traceparent, now))
+    rows = await ADVANCE.rows(connection, **_advanced(order, after, event, event_id, traceparent, now))
+    stale.update(keys_of(rows[0]["keys"]))
     return after
 
 

@@ -1,5 +1,6 @@
 """What changes stock by hand. One function is one transaction; orders' own effects on stock are in `commands`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -8,10 +9,12 @@ from uuid import UUID
 from prometheus_client import Counter
 
 from services.common import ids
+from services.common.cached import Key as CacheKey
 from services.common.db import Database, Row, TransientError, retried
 from services.common.errors import not_found
 from services.common.idempotency import key_reused
 from services.common.money import AMOUNT_MAX
+from services.contracts.cache import INVENTORY
 from services.orders.commands import (
     Key,
     idempotency_conflicts_total,
@@ -49,6 +52,7 @@ class Adjusted:
     reserved: int
     version: int
     replayed: bool
+    stale: Mapping[CacheKey, int]  # what caches are to hear; of a replay too, as its first may not have told it
 
 
 async def adjust_stock(database: Database, adjustment: Adjustment, key: Key, *, now: datetime) -> Adjusted:
@@ -81,7 +85,7 @@ async def adjust_stock(database: Database, adjustment: Adjustment, key: Key, *, 
             gate="take_adjustment_turn",
         )
         if rows:
-            return _adjusted(rows[0], replayed=False)
+            return _adjusted(adjustment.product_id, rows[0], replayed=False)
         return await _replayed(database, adjustment.product_id, key)
 
     adjusted = await retried(once)
@@ -103,8 +107,9 @@ async def _replayed(database: Database, product_id: UUID, key: Key) -> Adjusted:
         idempotency_conflicts_total.labels("key_reused").inc()
         raise key_reused()
     idempotency_replays_total.inc()
-    return _adjusted(row, replayed=True)
+    return _adjusted(product_id, row, replayed=True)
 
 
-def _adjusted(row: Row, *, replayed: bool) -> Adjusted:
-    return Adjusted(row["on_hand"], row["reserved"], row["version"], replayed)
+def _adjusted(product_id: UUID, row: Row, *, replayed: bool) -> Adjusted:
+    stale = {CacheKey(INVENTORY, ids.to_text(product_id)): row["version"]}
+    return Adjusted(row["on_hand"], row["reserved"], row["version"], replayed, stale)

@@ -16,6 +16,7 @@ from services.common import ids
 from services.common.db import Database
 from services.contracts.payments import PaymentState
 from services.orders import expiry, maintenance, settlements
+from services.orders.after_commit import AfterCommit
 from tests.conftest import AsRole
 from tests.consuming import metric
 from tests.faults.waiting import eventually
@@ -45,10 +46,13 @@ async def test_an_order_expires_at_its_time_and_not_before(shop: Shop, database:
     product = await shop.product()
     order = await shop.placed((product, 2), payment_method="pm_card")
     assert due(order) == datetime.fromisoformat(order["created_at"]) + shop.settings.pending_expires_after
-    assert await expiry.expire_orders(database, due(order) - timedelta(milliseconds=1)) == 0
+    assert (
+        await expiry.expire_orders(database, AfterCommit(lambda: None, None), due(order) - timedelta(milliseconds=1))
+        == 0
+    )
     assert await shown(shop, order) == order
     expired = metric("orders_expired_total")
-    assert await expiry.expire_orders(database, due(order)) == 1
+    assert await expiry.expire_orders(database, AfterCommit(lambda: None, None), due(order)) == 1
     after = await shown(shop, order)
     assert (state(after), after["cancel_reason"], after["expires_at"]) == (
         *(("cancelled", "unpaid", 0, 0), "expired", None),
@@ -69,12 +73,12 @@ async def test_what_is_paid_on_account_or_cancelled_does_not_expire(
     await projector.open()
     paid = await shop.placed(payment_method="pm_card")
     authorized = as_received(told(payment(paid, PaymentState.AUTHORIZED)))
-    await settlements.settle_orders(projector, lambda: None, "t", authorized)
+    await settlements.settle_orders(projector, AfterCommit(lambda: None, None), "t", authorized)
     await projector.close()
     await shop.placed()
     await shop.command(await shop.placed(payment_method="pm_card"), "cancel")
     before = await shop.owner.fetch("SELECT * FROM orders.orders ORDER BY order_id")
-    assert await expiry.expire_orders(database, due(paid) + timedelta(days=1)) == 0
+    assert await expiry.expire_orders(database, AfterCommit(lambda: None, None), due(paid) + timedelta(days=1)) == 0
     assert await shop.owner.fetch("SELECT * FROM orders.orders ORDER BY order_id") == before
 
 
@@ -88,7 +92,7 @@ async def test_all_that_are_due_expire_however_few_are_looked_up_at_once(shop: S
             "UPDATE orders.orders SET expires_at = expires_at + INTERVAL '1 h' WHERE order_id = $1",
             ids.from_text(other["order_id"]),
         )
-    assert await expiry.expire_orders(database, last, batch_orders=3) == 7
+    assert await expiry.expire_orders(database, AfterCommit(lambda: None, None), last, batch_orders=3) == 7
     assert await shop.stock(product) == (100, 2)
     assert metric("orders_overdue_seconds") == 0
 
@@ -101,12 +105,12 @@ async def test_an_order_that_cannot_expire_is_counted_and_stops_no_other(shop: S
     )
     failures = metric("orders_expiry_failures_total", reason="Refused")
     later = due(orders[0]) + timedelta(minutes=1)
-    assert await expiry.expire_orders(database, later, batch_orders=2) == 2
+    assert await expiry.expire_orders(database, AfterCommit(lambda: None, None), later, batch_orders=2) == 2
     assert [(await shown(shop, order))["status"] for order in orders] == ["pending", "cancelled", "cancelled"]
     assert metric("orders_expiry_failures_total", reason="Refused") > failures
     assert metric("orders_overdue_seconds") == 60
     await shop.owner.execute("UPDATE orders.inventory SET reserved = 1 WHERE reserved = 0 AND version = 2")
-    assert await expiry.expire_orders(database, later) == 1
+    assert await expiry.expire_orders(database, AfterCommit(lambda: None, None), later) == 1
 
 
 async def test_an_order_that_somebody_changes_just_now_is_left_for_the_next_round(
@@ -116,9 +120,9 @@ async def test_an_order_that_somebody_changes_just_now_is_left_for_the_next_roun
     other = await asyncpg.connect(database_url)
     async with other.transaction():
         await other.execute("SELECT FROM orders.orders FOR NO KEY UPDATE")
-        assert await expiry.expire_orders(database, due(order)) == 0
+        assert await expiry.expire_orders(database, AfterCommit(lambda: None, None), due(order)) == 0
     await other.close()
-    assert await expiry.expire_orders(database, due(order)) == 1
+    assert await expiry.expire_orders(database, AfterCommit(lambda: None, None), due(order)) == 1
 
 
 async def test_replicas_and_payments_that_race_leave_each_order_in_one_of_two_ends(
@@ -133,12 +137,12 @@ async def test_replicas_and_payments_that_race_leave_each_order_in_one_of_two_en
 
     async def settled(part: slice) -> None:
         for messages in said[part]:
-            await settlements.settle_orders(projector, lambda: None, "t", messages)
+            await settlements.settle_orders(projector, AfterCommit(lambda: None, None), "t", messages)
 
     # From both ends, so that some are paid first, some have expired, and some are met by all at once.
     first, second, *_ = await asyncio.gather(
-        expiry.expire_orders(database, later, batch_orders=3),
-        expiry.expire_orders(database, later),
+        expiry.expire_orders(database, AfterCommit(lambda: None, None), later, batch_orders=3),
+        expiry.expire_orders(database, AfterCommit(lambda: None, None), later),
         settled(slice(39, 19, -1)),
         settled(slice(19, None, -1)),
     )
@@ -154,7 +158,7 @@ async def test_the_relay_is_woken_when_something_has_expired_and_only_then(shop:
     order = await shop.placed(payment_method="pm_card")
     wakes: list[int] = []
     for _ in range(2):
-        await maintenance.expire_once(database, lambda: wakes.append(1), lambda: due(order))
+        await maintenance.expire_once(database, AfterCommit(lambda: wakes.append(1), None), lambda: due(order))
     assert wakes == [1]
 
 

@@ -24,6 +24,7 @@ from services.common.db import Database
 from services.contracts.orders import Event, fold
 from services.contracts.payments import PaymentState
 from services.orders import invariants
+from services.orders.after_commit import AfterCommit
 from services.orders.answers import render_order
 from services.orders.settlements import settle_orders
 from tests.conftest import AsRole
@@ -244,7 +245,7 @@ class Life(RuleBasedStateMachine):
             state = PaymentState.VOIDED
         amounts = () if order.declined else (order.total, moved["order.shipped"], moved["order.returned"])
         said = as_received(told(payment(order.shown, state, *amounts, version=order.told)))
-        self.wait(settle_orders(self.projector, lambda: None, "t", said))
+        self.wait(settle_orders(self.projector, AfterCommit(lambda: None, None), "t", said))
         found = self.wait(self.shop.get(f"/v1/orders/{order.shown['order_id']}"))
         order.answer, order.shown = found.content, found.json()
         assert (order.shown["captured_amount"], order.shown["refunded_amount"]) == (

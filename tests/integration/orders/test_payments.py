@@ -25,6 +25,7 @@ from services.contracts.envelope import PAYMENTS_TOPIC
 from services.contracts.orders import PaymentStatus
 from services.contracts.payments import Payment, PaymentState
 from services.orders import expiry, settlements
+from services.orders.after_commit import AfterCommit
 from services.orders.invariants import verify
 from services.orders.rebuild import rebuild
 from tests.conftest import AsRole
@@ -63,7 +64,7 @@ def wakes() -> Wakes:
 @pytest.fixture
 def settle(database: Database, wakes: Wakes) -> "Settle":
     """Call with payments for what comes of them, as one batch."""
-    return Settle(partial(settlements.settle_orders, database, lambda: wakes.append(1)))
+    return Settle(partial(settlements.settle_orders, database, AfterCommit(lambda: wakes.append(1), None)))
 
 
 class Settle:
@@ -279,7 +280,12 @@ async def test_what_comes_after_the_order_expired_leaves_it_cancelled(
 ) -> None:
     product = await shop.product()
     order = await shop.placed((product, 1), payment_method="pm_late")
-    assert await expiry.expire_orders(database, clock.now() + shop.settings.pending_expires_after) == 1
+    assert (
+        await expiry.expire_orders(
+            database, AfterCommit(lambda: None, None), clock.now() + shop.settings.pending_expires_after
+        )
+        == 1
+    )
     for version, one in enumerate(said, start=1):
         await settle(payment(order, one, version=version))
     after = await shown(shop, order)

@@ -13,6 +13,7 @@ from services.common.db import Database
 from services.common.stream import Message
 from services.contracts import envelope
 from services.orders import settlements
+from services.orders.after_commit import AfterCommit
 from services.payments.provider import Charge, Provider
 from services.payments.reconciler import LEDGER, RULES, Reconciliation, reconcile
 from services.payments.runner import Runner
@@ -64,7 +65,9 @@ class Trade:
             for row in await self.books.events(order["order_id"])
         ]
         if told:
-            await settlements.settle_orders(self.projector, lambda: None, "payments", as_received(*told))
+            await settlements.settle_orders(
+                self.projector, AfterCommit(lambda: None, None), "payments", as_received(*told)
+            )
 
     async def reconciled(self, provider: Provider | None = None, *, grace: timedelta = timedelta()) -> Reconciliation:
         """What is found by somebody who looks a second later."""

@@ -1,0 +1,55 @@
+"""What is read through the cache: orders and stock, as the bytes of their answers. Whoever decides reads none."""
+
+from uuid import UUID
+
+from services.common import ids
+from services.common.cache import Cache, Load
+from services.common.cached import Answer, Entry, Key
+from services.common.db import Database
+from services.common.errors import not_found
+from services.common.ids import OrderKey
+from services.contracts.cache import INVENTORY, ORDER
+from services.orders import answers, queries
+from services.orders.queries import Reader
+
+
+async def get_order(
+    database: Database, cache: Cache | None, key: OrderKey, reader: Reader, *, min_version: int
+) -> Answer:
+    """The order's answer; a cached one has `min_version`, one from the database may be older.
+
+    404 `not_found` when it is missing or not the reader's. One round trip to the cache, or up to three and the
+    database's.
+    """
+
+    async def load() -> Entry | None:
+        order = await queries.get_order(database, key, reader)
+        return None if order is None else Entry(order.user_id, order.version, answers.render_order(order))
+
+    owner = None if reader.any_owner else str(reader.user_id)
+    return await _read(cache, Key(ORDER, ids.to_text(key.order_id)), load, owner, min_version)
+
+
+async def get_stock(database: Database, cache: Cache | None, product_id: UUID) -> Answer:
+    """The answer about a product's stock, for anybody. 404 `not_found`. Round trips as of `get_order`."""
+    product_text = ids.to_text(product_id)
+
+    async def load() -> Entry | None:
+        found = await queries.get_stock(database, product_id)
+        if found is None:
+            return None
+        body = answers.render_stock(product_text, on_hand=found.on_hand, reserved=found.reserved, version=found.version)
+        return Entry("", found.version, body)
+
+    return await _read(cache, Key(INVENTORY, product_text), load, None, 0)
+
+
+async def _read(cache: Cache | None, key: Key, load: Load, reader: str | None, min_version: int) -> Answer:
+    if cache is not None:
+        answer = await cache.read(key, load, reader=reader, min_version=min_version)
+    else:
+        entry = await load()
+        answer = None if entry is None else Answer(entry, "bypass")
+    if answer is None:
+        raise not_found()
+    return answer
