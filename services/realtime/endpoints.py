@@ -17,6 +17,7 @@ from services.realtime.status import Status
 from services.realtime.subscriber import Limits, Subscriber
 
 READ: Final = "orders:read"
+READ_ANY: Final = "orders:read:any"
 
 
 @dataclass(slots=True)

@@ -6,11 +6,11 @@ from services.common.http import AnyOf, Public, Route
 from services.common.openapi import UNAVAILABLE, Operation
 from services.common.schemas import HealthAnswer, ReadinessAnswer
 from services.common.websocket import SocketRoute
-from services.realtime.endpoints import READ, Context, get_health, get_page, get_readiness, get_status
+from services.realtime.endpoints import READ, READ_ANY, Context, get_health, get_page, get_readiness, get_status
 from services.realtime.frames import PATH, PROTOCOL
 from services.realtime.status import StatusAnswer
 
-SCOPES: Final = {READ: "follow one's own orders"}
+SCOPES: Final = {READ: "follow one's own orders", READ_ANY: "see how the backend is"}
 
 _STATUS: Final = Operation(
     StatusAnswer, description="From the metrics of the processes behind it, at most two seconds old."
@@ -21,7 +21,7 @@ ROUTES: Final = (
     Route("GET", "/", get_page, Public(), "Follow an order in a browser", "page", None),
     Route("GET", "/healthz", get_health, Public(), "Is the process alive", "health", Operation(HealthAnswer)),
     Route("GET", "/readyz", get_readiness, Public(), "Can WebSockets be served", "health", _READY),
-    Route("GET", "/v1/status", get_status, AnyOf((READ,)), "How far behind is the stream", "status", _STATUS),
+    Route("GET", "/v1/status", get_status, AnyOf((READ_ANY,)), "How far behind is the stream", "status", _STATUS),
 )
 
 

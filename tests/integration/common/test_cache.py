@@ -205,9 +205,12 @@ async def test_who_comes_while_one_reads_shares_the_next_read_and_never_that_one
     row.version = 2  # committed, and acknowledged: whoever asks from now on is to see it
     await cache.invalidate({row.key: 2})
     later = [asyncio.create_task(cache.read(row.key, row.load, reader=ANN)) for _ in range(50)]
-    while len(cache._flights._waiting) == 0:
-        await asyncio.sleep(0.001)
-    gate.set()
+    try:
+        async with asyncio.timeout(PATIENT_SECONDS):
+            while not cache._flights._waiting:  # there is no other sign of it
+                await asyncio.sleep(0.001)
+    finally:
+        gate.set()
     assert given(await first)[0].endswith(b"at 1")
     assert {given(answer)[0] for answer in await asyncio.gather(*later)} == {row.entry().body}
     assert row.reads <= 3

@@ -88,7 +88,7 @@ async def test_the_page_follows_an_order_live_and_after_a_restart(
     async with opened() as gateway:
         page, port = Page(browser, gateway), gateway.port
         await page.open()
-        await page.follow(order["order_id"].lower(), shop.token("orders:read"))
+        await page.follow(order["order_id"].lower(), shop.token("orders:read orders:read:any"))
         await page.shows(page.versions, ["1"])
         await page.shows(lambda: page.text("state"), "Live.")
         assert await page.text("status") == "confirmed"
@@ -127,7 +127,7 @@ async def test_the_page_says_what_is_refused(browser: webdriver.Chrome, gateway:
 async def test_the_page_shows_how_far_the_outboxes_are_behind_and_which_breaker_is_open(
     browser: webdriver.Chrome, opened: Open, shop: Shop
 ) -> None:
-    order, token = await shop.placed(), shop.token("orders:read")
+    order, token = await shop.placed(), shop.token("orders:read orders:read:any")
     with exporting("outbox-relay") as relay, exporting("payments-worker") as worker:
         relay.outboxes("orders", 7, 2.25, 1)
         worker.breakers(provider=2, other=1)
@@ -162,7 +162,7 @@ async def test_the_page_says_when_nobody_told_it_whom_to_ask(
     browser: webdriver.Chrome, gateway: Gateway, shop: Shop
 ) -> None:
     page = Page(browser, gateway)
-    await page.open(f"#order={(await shop.placed())['order_id']}&token={shop.token('orders:read')}")
+    await page.open(f"#order={(await shop.placed())['order_id']}&token={shop.token('orders:read orders:read:any')}")
     said = "Not configured: ORDERS_METRICS_URLS of realtime-gateway names no process."
     await page.shows(lambda: page.text("behind"), said)
     assert await page.parts() == []

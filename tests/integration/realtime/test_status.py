@@ -17,7 +17,7 @@ from tests.integration.realtime.conftest import Gateway, Open, exporting
 from tests.shop import Shop
 
 
-async def _get(gateway: Gateway, shop: Shop, scope: str | None = "orders:read") -> httpx.Response:
+async def _get(gateway: Gateway, shop: Shop, scope: str | None = "orders:read:any") -> httpx.Response:
     headers = {} if scope is None else shop.auth(scope)
     return await shop.client.get(f"http://127.0.0.1:{gateway.port}/v1/status", headers=headers)
 
@@ -27,9 +27,9 @@ async def _part(gateway: Gateway, shop: Shop) -> dict[str, Any]:
     return dict(part)
 
 
-async def test_only_who_may_follow_orders_is_told(gateway: Gateway, shop: Shop) -> None:
+async def test_only_who_may_see_all_orders_is_told(gateway: Gateway, shop: Shop) -> None:
     assert (await _get(gateway, shop, None)).status_code == 401
-    assert (await _get(gateway, shop, "orders:write")).status_code == 403
+    assert (await _get(gateway, shop, "orders:read")).status_code == 403
     answer = await _get(gateway, shop)
     assert answer.status_code == 200
     assert answer.json()["parts"] == []
