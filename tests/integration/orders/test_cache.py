@@ -5,6 +5,7 @@ import random
 import secrets
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,6 +15,7 @@ import pytest
 from redis.asyncio import Redis
 
 from services.common import caches, clock, ids
+from services.common.cache import breaker
 from services.common.cached import Entry, Key, encode
 from services.contracts.cache import INVENTORY, ORDER
 from services.embedded.room import free_port_base
@@ -28,6 +30,12 @@ from tests.integration.relay.conftest import connected, eventually, relaying
 from tests.shop import Shop, opened_shop
 
 Owner: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that is slow just now is no cache that is away."""
+    monkeypatch.setattr(caches, "breaker", partial(breaker, call_seconds=5.0))
 
 
 @pytest.fixture

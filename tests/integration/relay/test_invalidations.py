@@ -1,13 +1,14 @@
 """What writes have replaced reaches the cache, whatever else is dead; while the cache is, it waits, not for ever."""
 
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import TypeAlias
 
 import asyncpg
 import pytest
 
 from services.common import caches, ids
-from services.common.cache import Cache
+from services.common.cache import Cache, breaker
 from services.common.cached import Entry, Key
 from services.common.invalidations import keys_of
 from services.contracts.cache import INVENTORY, ORDER
@@ -17,6 +18,12 @@ from tests.integration.relay.conftest import eventually, metric, relaying
 from tests.shop import Shop
 
 Owner: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that is slow just now is no cache that is away."""
+    monkeypatch.setattr(caches, "breaker", partial(breaker, call_seconds=5.0))
 
 
 @pytest.fixture
