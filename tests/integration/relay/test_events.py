@@ -14,6 +14,7 @@ from services.contracts.catalog import ProductEventType
 from services.contracts.envelope import CATALOG_TOPIC
 from services.contracts.orders import EventType
 from services.contracts.payments import PaymentState
+from services.orders.after_commit import AfterCommit
 from services.orders.seed import seed
 from services.orders.settlements import settle_orders
 from services.relay.outboxes import CATALOG, ORDERS
@@ -109,7 +110,7 @@ async def payments(shop: Shop, projector: Database) -> list[str]:
 
     async def settled(order: dict[str, Any], state: PaymentState, *amounts: int, version: int = 1) -> dict[str, Any]:
         said = as_received(told(payment(order, state, *amounts, version=version)))
-        assert await settle_orders(projector, lambda: None, "t", said) == {"applied": 1}
+        assert await settle_orders(projector, AfterCommit(lambda: None, None), "t", said) == {"applied": 1}
         found: dict[str, Any] = (await shop.get(f"/v1/orders/{order['order_id']}")).json()
         return found
 
