@@ -19,6 +19,7 @@ from services.common.cache_store import LEASE_MS
 from services.common.cached import Answer, Entry, Key, Kind
 from services.common.caches import store
 from tests.consuming import metric
+from tests.memcached import Looking, Memcached, looking, memcached
 from tests.valkey_cluster import NODES, SLOTS, Cluster, clustered
 
 MINUTE_MS = 60_000
@@ -57,11 +58,22 @@ async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Clu
         yield started
 
 
-@pytest.fixture(params=["one server", "cluster"])
+@pytest.fixture(scope="module")
+async def memory() -> AsyncIterator[Memcached]:
+    """A memcached."""
+    async with memcached() as started:
+        yield started
+
+
+VALKEY = ("one server", "cluster")
+only_on_valkey = pytest.mark.parametrize("cache_url", VALKEY, indirect=True)
+
+
+@pytest.fixture(params=[*VALKEY, "memcached"])
 def cache_url(request: pytest.FixtureRequest) -> str:
     """Of each kind of server that a cache can be kept on."""
-    if request.param == "cluster":
-        started: Cluster = request.getfixturevalue("cluster")
+    if request.param != "one server":
+        started: Cluster | Memcached = request.getfixturevalue("cluster" if request.param == "cluster" else "memory")
         return started.url
     one: str = request.getfixturevalue("valkey_url")
     return one
@@ -88,9 +100,14 @@ def cache(opened: Opened) -> Cache:
 
 @pytest.fixture
 async def server(cache_url: str) -> AsyncIterator[Redis]:
-    """To look behind it: what a client of a cluster and of one server have in common."""
-    url = cache_url.replace("redis-cluster:", "redis:")
-    client = Redis.from_url(url) if url == cache_url else RedisCluster.from_url(url)
+    """To look behind it: what clients of all of them have in common."""
+    client: Redis | RedisCluster | Looking
+    if cache_url.startswith("memcached:"):
+        client = await looking(int(cache_url.rpartition(":")[2]))
+    elif cache_url.startswith("redis-cluster:"):
+        client = RedisCluster.from_url(cache_url.replace("redis-cluster:", "redis:"))
+    else:
+        client = Redis.from_url(cache_url)
     yield cast("Redis", client)
     await client.aclose()
 
@@ -165,6 +182,7 @@ async def test_a_version_that_was_asked_for_is_not_answered_by_an_older_one(cach
     assert older.entry.version == 7  # which is the caller's to refuse
 
 
+@only_on_valkey
 async def test_no_value_outlives_its_ttl_counted_from_before_it_was_read(cache: Cache, server: Redis) -> None:
     row = Row(ttl_ms=1_000)
 
@@ -311,6 +329,7 @@ async def test_one_server_is_told_two_thousand_keys_in_one_call(cache: Cache, se
     assert (await server.info("commandstats"))["cmdstat_evalsha"]["calls"] == before + 1
 
 
+@only_on_valkey
 async def test_a_restarted_server_is_told_the_scripts_again(cache: Cache, row: Row, server: Redis) -> None:
     await cache.read(row.key, row.load, reader=ANN)
     await server.script_flush()
