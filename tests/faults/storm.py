@@ -40,7 +40,8 @@ class Storm:
     @property
     def told(self) -> str:
         """Figures."""
-        return ", ".join(f"{part} {dict(fired)} ({self.at_work[part]} at work)" for part, fired in self.fired.items())
+        fired = ", ".join(f"{part} {dict(times)}" for part, times in self.fired.items())
+        return f"{fired}; found at work {dict(self.at_work)}"
 
     async def over(
         self, part: str, faults: Sequence[Fault], *, arrived: Callable[[], int], pause_seconds: tuple[float, float]

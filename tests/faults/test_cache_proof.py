@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
@@ -10,11 +11,19 @@ from services.common import cache_valkey
 from services.common.cache_valkey import ValkeyStore
 from tests.faults.exploration import explore
 from tests.faults.interleavings import AT_REST, READ_OLD, TOO_LONG
+from tests.faults.valkey import serving
 
 LEASE_CHECK = "if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end"
 FENCE_CHECK = "if tonumber(redis.call('GET', KEYS[3]) or 0) > tonumber(ARGV[2]) then return 0 end"
 ABSOLUTE = "'PXAT', ARGV[4]"
 RELATIVE = "'PX', 600000"
+
+
+@pytest.fixture
+async def valkey_url(tmp_path: Path) -> AsyncIterator[str]:
+    """Of a server that nobody else uses."""
+    async with serving(tmp_path) as server:
+        yield server.valkey.url
 
 
 @pytest.fixture
