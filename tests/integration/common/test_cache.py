@@ -1,8 +1,10 @@
 """What a cache promises who reads through it, on a real server."""
 
 import asyncio
+import contextlib
 import random
 import secrets
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -15,7 +17,7 @@ from redis.crc import key_slot
 
 from services.common.breaker import Breaker
 from services.common.cache import Cache, breaker
-from services.common.cache_store import LEASE_MS
+from services.common.cache_store import LEASE_MS, Lease
 from services.common.cached import Answer, Entry, Key, Kind
 from services.common.caches import store
 from tests.consuming import metric
@@ -374,6 +376,73 @@ async def test_a_slot_that_moves_while_it_is_used_leaves_nothing_that_was_replac
     done.set()
     await using
     await cache.close()
+
+
+@pytest.mark.parametrize("cache_url", ["memcached"], indirect=True)
+async def test_in_memcached_no_value_outlives_its_ttl_though_it_was_stored_as_late_as_can_be(cache_url: str) -> None:
+    kept, key = store(cache_url), Row(ttl_ms=3_000).key
+    asked_at = time.monotonic()
+    lease = await kept.lease(key, 0)
+    leased_by = time.monotonic()
+    assert isinstance(lease, Lease)
+    while time.monotonic() < asked_at + 0.9:  # a second is what the lease is good for at least
+        await asyncio.sleep(0.01)
+    stored = await kept.put(key, lease, Entry(ANN, 1, b"late"), 3_000)
+    assert stored or time.monotonic() > asked_at + 1
+    while time.monotonic() <= leased_by + 3:
+        await asyncio.sleep(0.01)
+    assert await kept.get(key) is None
+    assert not await kept.put(key, lease, Entry(ANN, 1, b"later"), 3_000)
+    await kept.close()
+
+
+async def test_a_lease_of_before_a_restart_stores_nothing_though_memcached_gives_the_same_numbers_again() -> None:
+    """The CAS of what is written first is 1 or so, in each life of the server."""
+    async with memcached() as server:
+        old, row = store(server.url), Row()
+        lease = await old.lease(row.key, 0)
+        assert isinstance(lease, Lease)
+        await server.kill()
+        await server.start()
+        new = store(server.url)
+        assert isinstance(await new.lease(row.key, 0), Lease)
+        with contextlib.suppress(ConnectionError):  # whoever asks first may be told that the connection has ended
+            await old.get(row.key)
+        assert not await old.put(row.key, lease, row.entry(), MINUTE_MS)
+        assert await new.get(row.key) is None
+        await old.close()
+        await new.close()
+
+
+@pytest.mark.parametrize("thing", ["", "two words", "a\r\nflush_all", "x" * 250, "\N{BELL}"])
+async def test_an_id_that_would_be_no_name_in_memcached_is_answered_from_the_database(
+    memory: Memcached, thing: str
+) -> None:
+    cache, row = Cache(store(memory.url), Breaker("test", deadline_seconds=PATIENT_SECONDS)), Row()
+    await cache.read(row.key, row.load, reader=ANN)
+    key = Key(row.key.kind, thing)
+    answer = await cache.read(key, row.load, reader=ANN)
+    assert given(answer)[0] == row.entry().body
+    assert given(await cache.read(row.key, row.load, reader=ANN))[1] == "hit"  # nothing else was asked of the server
+    await cache.close()
+
+
+async def test_what_is_too_large_for_memcached_is_answered_and_not_held_against_it(memory: Memcached) -> None:
+    cache, row = Cache(store(memory.url), breaker(PATIENT_SECONDS)), Row()
+
+    async def large() -> Entry:
+        return Entry(ANN, 1, b"x" * 2_000_000)
+
+    for _ in range(6):
+        assert await cache.read(row.key, large, reader=ANN)
+    assert metric("breaker_state", breaker="cache") == 0
+    await cache.close()
+
+
+@pytest.mark.parametrize("url", ["memcached://", "memcached://host/0", "memcached://me@host", "memcached://host?a=b"])
+def test_a_memcached_url_that_says_what_is_not_done_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="memcached://host:port"):
+        store(url)
 
 
 def test_a_url_of_another_scheme_is_refused() -> None:
