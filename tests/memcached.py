@@ -102,6 +102,11 @@ class Looking:
         (stored,) = await self.line.ask(b"ms %s %d T%d\r\n%s\r\n" % (name.encode(), len(data), ex, data))
         assert stored.code == b"HD"
 
+    async def seconds_left(self, name: str) -> int:
+        """Until it is gone, as the server's clock has ticked."""
+        (found,) = await self.line.ask(f"mg {name} t\r\n".encode())
+        return int(found.flag(b"t"))
+
     async def delete(self, *names: str) -> None:
         """Nothing is there."""
         await self.line.ask(b"".join(b"md %s\r\n" % name.replace(":l:{", ":v:{").encode() for name in names))
