@@ -13,7 +13,6 @@ from typing import Final, NamedTuple
 
 from memcachio import TCPConnection
 from memcachio.commands import Command, Request
-from memcachio.connection import BaseConnection
 from memcachio.constants import Commands
 from memcachio.errors import NotEnoughData, ServerError
 from memcachio.types import SingleMemcachedInstanceEndpoint
@@ -48,25 +47,19 @@ def name(text: str) -> bytes:
     return sent
 
 
-class Line:
+class Line(TCPConnection):
     """A connection. It is not opened again: whoever asks twice may count on having asked the same server process."""
 
     def __init__(self, host: str, port: int) -> None:
-        self.is_open = False
-        self._ended = self._has_ended  # the library's reference to it is a weak one
-        self._connection = TCPConnection(
-            (host, port),
-            connect_timeout=CONNECT_SECONDS,
-            read_timeout=SILENT_SECONDS,
-            socket_nodelay=True,
-            on_disconnect_callbacks=[self._ended],
+        super().__init__(
+            (host, port), connect_timeout=CONNECT_SECONDS, read_timeout=SILENT_SECONDS, socket_nodelay=True
         )
+        self.is_open = True  # or about to be
 
     async def open(self) -> "Line":
         """It is, or ConnectionError."""
-        self.is_open = True
         try:
-            await self._connection.connect()
+            await self.connect()
         except BaseException:
             self.close()
             raise
@@ -80,21 +73,28 @@ class Line:
         if not self.is_open:
             raise ConnectionError("memcached has closed the connection")
         batch = _Batch(commands)
-        self._connection.create_request(batch)
+        self.create_request(batch)
         batch.response.add_done_callback(self._answered)
         return await asyncio.shield(batch.response)
 
     def close(self) -> None:
         """Who waits is told that there will be no answer."""
         self.is_open = False
-        self._connection.close()
+        super().close()
+
+    def eof_received(self) -> None:
+        """The server has closed it."""
+        self.is_open = False
+        super().eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It has broken, or is closed."""
+        self.is_open = False
+        super().connection_lost(exc)
 
     def _answered(self, response: "asyncio.Future[list[Reply]]") -> None:
         if not response.cancelled() and isinstance(response.exception(), TimeoutError):
             self.close()
-
-    def _has_ended(self, _connection: BaseConnection) -> None:
-        self.is_open = False
 
 
 class _Verbatim(Request[list[Reply]]):
