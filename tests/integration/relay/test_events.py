@@ -1,25 +1,41 @@
 """What real commands write is what the schemas say, closed: over HTTP, on Kafka, and in the log."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any, TypeAlias
 
 import asyncpg
 import orjson
+import pytest
 
 from services.common import clock
+from services.common.db import Database
 from services.contracts.catalog import ProductEventType
 from services.contracts.envelope import CATALOG_TOPIC
 from services.contracts.orders import EventType
+from services.contracts.payments import PaymentState
 from services.orders.seed import seed
+from services.orders.settlements import settle_orders
 from services.relay.outboxes import CATALOG, ORDERS
 from services.relay.settings import RelaySettings
 from tests.catalog import Catalogue, new_product_id
+from tests.conftest import AsRole
 from tests.contracts.events import check
 from tests.integration.relay.conftest import Topic, listening, relaying
+from tests.payment_events import as_received, payment, told
 from tests.shop import Shop
 
 Owner: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 LONGEST = "\N{TEAPOT}" * 200
+
+
+@pytest.fixture
+async def projector(as_role: AsRole) -> AsyncIterator[Database]:
+    """The database, as orders-projector has it."""
+    database = Database(as_role("orders_projector"), application_name="test", size_min=0, size_max=1)
+    await database.open()
+    yield database
+    await database.close()
 
 
 async def placements(shop: Shop) -> list[dict[str, Any]]:
@@ -86,9 +102,32 @@ async def lives(shop: Shop) -> list[str]:
     return [order["order_id"] for order in (parts, whole, unpaid, many, dear, adjusted, free)]
 
 
-async def test_every_event_of_an_order_is_as_its_schema_says(shop: Shop, settings: RelaySettings, topic: Topic) -> None:
+async def payments(shop: Shop, projector: Database) -> list[str]:
+    """The ids of orders whose payments came to every end there is."""
+    product = await shop.product()
+    paid, declined, voided = [await shop.placed((product, 2), payment_method="pm_1") for _ in range(3)]
+
+    async def settled(order: dict[str, Any], state: PaymentState, *amounts: int, version: int = 1) -> dict[str, Any]:
+        said = as_received(told(payment(order, state, *amounts, version=version)))
+        assert await settle_orders(projector, lambda: None, "t", said) == {"applied": 1}
+        found: dict[str, Any] = (await shop.get(f"/v1/orders/{order['order_id']}")).json()
+        return found
+
+    total = paid["total_amount"]
+    paid = await settled(paid, PaymentState.AUTHORIZED)
+    await commanded(shop, paid, ("ship", {}), ("deliver", {}), ("return", {}))
+    await settled(paid, PaymentState.AUTHORIZED, total, total, total, version=2)
+    await settled(declined, PaymentState.FAILED)
+    await commanded(shop, await settled(voided, PaymentState.AUTHORIZED), ("cancel", {}))
+    await settled(voided, PaymentState.VOIDED, version=2)
+    return [order["order_id"] for order in (paid, declined, voided)]
+
+
+async def test_every_event_of_an_order_is_as_its_schema_says(
+    shop: Shop, settings: RelaySettings, topic: Topic, projector: Database
+) -> None:
     async with relaying(settings):
-        order_ids = await lives(shop)
+        order_ids = [*await lives(shop), *await payments(shop, projector)]
         seen = set()
         for order_id in order_ids:
             shown = (await shop.get(f"/v1/orders/{order_id}/events")).json()["data"]
