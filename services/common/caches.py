@@ -1,18 +1,21 @@
 """Which server a cache is kept on, by its URL."""
 
+from collections.abc import Callable
 from typing import Final
 from urllib.parse import urlsplit
 
 from services.common.cache import Cache, breaker
 from services.common.cache_cluster import ClusterStore
+from services.common.cache_memcached import MemcachedStore
 from services.common.cache_store import Store
 from services.common.cache_valkey import ValkeyStore
 
-STORES: Final = {
+STORES: Final[dict[str, Callable[[str], Store]]] = {
     "redis": ValkeyStore,
     "rediss": ValkeyStore,
     "redis-cluster": ClusterStore,
     "rediss-cluster": ClusterStore,
+    "memcached": MemcachedStore,
 }
 
 

@@ -18,6 +18,7 @@ class Step:
     name: str
     call: Callable[[], Awaitable[Any]]
     result: "asyncio.Future[Any]"
+    sent: bytes = b""
 
 
 @dataclass
@@ -54,9 +55,9 @@ class Actor:
         elif isinstance(given, Entry):
             self.loaded = given.version
 
-    async def step(self, name: str, call: Callable[[], Awaitable[T]]) -> T:
-        """What `call` gives, once it is let through."""
-        step = self.pending = Step(name, call, asyncio.get_running_loop().create_future())
+    async def step(self, name: str, call: Callable[[], Awaitable[T]], sent: bytes = b"") -> T:
+        """What `call`, which sends `sent`, gives once it is let through."""
+        step = self.pending = Step(name, call, asyncio.get_running_loop().create_future(), sent)
         self.settled.set()
         given: T = await step.result
         return given

@@ -26,7 +26,9 @@ class Explored:
     violation: Violation | None = None
 
 
-async def explore(store: Store, redis: Redis, *, relay: bool = True, faults_max: int = 0) -> Explored:
+async def explore(
+    store: Store, redis: Redis, *, relay: bool = True, faults_max: int = 0, kind: type[World] = World
+) -> Explored:
     """Every state that can be reached has been reached, up to the first violation."""
     seen: set[tuple[object, ...]] = set()
     explored = Explored()
@@ -34,7 +36,7 @@ async def explore(store: Store, redis: Redis, *, relay: bool = True, faults_max:
     while open_paths:
         path = open_paths.pop()
         explored.paths += 1
-        world = World(store, redis, relay, faults_max)
+        world = kind(store, redis, relay, faults_max)
         try:
             await world.open()
             for move in path:

@@ -151,8 +151,7 @@ class World:
                 _, ghost = self.ghosts.pop(int(whom))
                 await ghost.call()
             case "restart":
-                await self.redis.delete(self.key.value, self.key.lease, self.key.fence)
-                await self.redis.script_flush()
+                await self.restart()
             case "evict":
                 await self.redis.delete(getattr(self.key, whom))
             case "crash":
@@ -160,6 +159,11 @@ class World:
             case _:
                 await self._let(self.actors[whom], lost=what == "lose")
         self.faults += what in ("lose", "crash", "restart", "evict")
+
+    async def restart(self) -> None:
+        """It knows nothing any more."""
+        await self.redis.delete(self.key.value, self.key.lease, self.key.fence)
+        await self.redis.script_flush()
 
     async def _let(self, actor: Actor, *, lost: bool) -> None:
         step = actor.pending
@@ -174,11 +178,16 @@ class World:
             actor.learns(None, self.version)
             step.result.set_exception(TimeoutError("lost"))
         else:
-            given = await step.call()
-            if isinstance(given, Lease):
-                self.holders[given.token] = actor.name
-            actor.learns(given, self.version)
-            step.result.set_result(given)
+            try:
+                given = await step.call()
+            except ConnectionError as error:  # the server was restarted between two parts of one call
+                actor.learns(None, self.version)
+                step.result.set_exception(error)
+            else:
+                if isinstance(given, Lease):
+                    self.holders[given.token] = actor.name
+                actor.learns(given, self.version)
+                step.result.set_result(given)
         await actor.rests()
         if actor.name == WRITER and step.name == "commit" and self.relay:
             await self.actors[RELAY].rests()

@@ -6,27 +6,39 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
+from memcachio.errors import ServerError
 from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 
 from services.common.cache import Cache, breaker
-from services.common.cache_valkey import ValkeyStore
+from services.common.cache_memcached import stored
 from services.common.cached import Answer, Entry, Key
+from services.common.caches import store
+from services.common.memcached import Line
 from services.contracts.cache import Kind
 from tests.consuming import metric
-from tests.faults.valkey import Wire, serving
+from tests.faults.valkey import Server, Wire, serving
 from tests.faults.waiting import eventually
+from tests.memcached import HOST, Looking, Memcached, memcached
 
 ANN = "ann"
 BOUND_SECONDS = 10.0  # far more than a few deadlines of 0.1 s, far less than for ever
 READERS = 20
 
 
+@pytest.fixture(params=["Valkey", "memcached"])
+async def server(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Server | Memcached]:
+    """Of each kind that stands alone."""
+    async with serving(tmp_path) if request.param == "Valkey" else memcached() as started:
+        yield started
+
+
 class Shop:
     """One thing in a database that is never away, read through a cache and written as a command and the relay do."""
 
     def __init__(self, url: str, *, ttl_ms: int = 60_000) -> None:
-        self.cache = Cache(ValkeyStore(url), breaker())
+        self.cache = Cache(store(url), breaker())
         self.key = Key(Kind("order", "test:order", ttl_ms), secrets.token_hex(8))
         self.version = 1
 
@@ -82,8 +94,8 @@ def failures() -> float:
     return sum(sample.value for sample in family.samples if sample.name == "cache_failures_total")
 
 
-async def test_killed_and_back_empty(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server, shop_at(server.valkey.url) as shop:
+async def test_killed_and_back_empty(server: Server | Memcached) -> None:
+    async with shop_at(server.url) as shop:
         failed = failures()
         await server.kill()
         for _ in range(5):
@@ -100,8 +112,8 @@ async def test_killed_and_back_empty(tmp_path: Path) -> None:
         await eventually(shop.hit, "a hit again")
 
 
-async def test_frozen_and_thawed_with_what_was_replaced_meanwhile(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server, shop_at(server.valkey.url) as shop:
+async def test_frozen_and_thawed_with_what_was_replaced_meanwhile(server: Server | Memcached) -> None:
+    async with shop_at(server.url) as shop:
         failed, not_sent = failures(), metric("cache_invalidations_total", outcome="failed")
         server.freeze()
         assert not await shop.write()
@@ -166,12 +178,40 @@ async def test_out_of_memory_it_stores_nothing_and_still_forgets_what_was_replac
         await looking.aclose()
 
 
-async def test_slow_by_200_ms_it_is_as_good_as_away(tmp_path: Path) -> None:
-    async with (
-        serving(tmp_path) as server,
-        Wire(server.valkey.port).opened() as wire,
-        shop_at(wire.url) as shop,
-    ):
+async def test_memcached_out_of_memory_stores_nothing_and_still_forgets_what_was_replaced() -> None:
+    async with memcached("-M") as server, shop_at(server.url) as shop:  # -M: what is full refuses, instead of evicting
+        line = await Line(HOST, server.port).open()
+        for size in (
+            400_000,
+            1_100,
+            80,
+            55,
+            30,
+            5,
+        ):  # each size has pages of its own: all that a cache uses are to be full
+            with pytest.raises(ServerError, match="out of memory"):
+                await fill(line, size)
+        failed = failures()
+        assert not await shop.write()  # no fence: the relay will say it again
+        assert await Looking(line).get(shop.key.value) is None
+        assert await shop.reads_are_right() == {"bypass"}
+        assert failures() > failed
+        await line.ask(b"flush_all\r\n")
+        await eventually(shop.relayed, "the relay's invalidation")
+        await eventually(shop.hit, "a hit again")
+        line.close()
+
+
+async def fill(line: Line, size: int) -> None:
+    """100 MB in values of that size, in a memcached that has 64."""
+    at_once = min(2_000, 1_000_000 // size)
+    for first in range(0, 100_000_000 // size, at_once):
+        names = (b"%d:%d" % (size, first + number) for number in range(at_once))
+        await line.ask(b"".join(stored(name, b"x" * size, 600, b"q") for name in names))
+
+
+async def test_slow_by_200_ms_it_is_as_good_as_away(server: Server | Memcached) -> None:
+    async with Wire(server).opened() as wire, shop_at(wire.url) as shop:
         failed = failures()
         wire.delay_seconds = 0.2
         for _ in range(3):
@@ -183,12 +223,10 @@ async def test_slow_by_200_ms_it_is_as_good_as_away(tmp_path: Path) -> None:
         await eventually(shop.hit, "a hit again")
 
 
-async def test_cut_inside_a_reply_at_any_byte_what_is_missing_is_read_from_the_database(tmp_path: Path) -> None:
-    async with (
-        serving(tmp_path) as server,
-        Wire(server.valkey.port).opened() as wire,
-        shop_at(wire.url) as shop,
-    ):
+async def test_cut_inside_a_reply_at_any_byte_what_is_missing_is_read_from_the_database(
+    server: Server | Memcached,
+) -> None:
+    async with Wire(server).opened() as wire, shop_at(wire.url) as shop:
         failed = failures()
         for length in (*range(12), 40, 100, 500, 1_000):
             await eventually(shop.hit, "a hit again")

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from services.embedded.polling import until
 from services.embedded.valkey import Valkey
@@ -19,6 +20,16 @@ class Server:
     valkey: Valkey
     flags: tuple[str, ...] = ()
     process: asyncio.subprocess.Process | None = None
+
+    @property
+    def port(self) -> int:
+        """Of 127.0.0.1."""
+        return self.valkey.port
+
+    @property
+    def url(self) -> str:
+        """For a cache."""
+        return self.valkey.url
 
     async def start(self) -> None:
         """It answers."""
@@ -60,11 +71,23 @@ async def serving(directory: Path, *flags: str) -> AsyncIterator[Server]:
             await server.kill()
 
 
+class Served(Protocol):
+    """What a wire can lead to."""
+
+    @property
+    def port(self) -> int:
+        """Of 127.0.0.1."""
+
+    @property
+    def url(self) -> str:
+        """With this port in it."""
+
+
 @dataclass
 class Wire:
     """Passes bytes to a server on 127.0.0.1. Answers come late by `delay_seconds`, and end after `bytes_left`."""
 
-    server_port: int
+    server: "Served"
     delay_seconds: float = 0.0
     bytes_left: int | None = None
     cuts: int = 0
@@ -87,7 +110,7 @@ class Wire:
     @property
     def url(self) -> str:
         """Of what is at the other end."""
-        return f"redis://127.0.0.1:{self.port}/0"
+        return self.server.url.replace(f":{self.server.port}", f":{self.port}")
 
     def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.create_task(self._pass(reader, writer))
@@ -96,7 +119,7 @@ class Wire:
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
-            server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self.server_port)
+            server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self.server.port)
             asking = asyncio.create_task(self._ask(reader, server_writer))
             try:
                 while data := await server_reader.read(65_536):

@@ -1,8 +1,10 @@
 """What a cache promises who reads through it, on a real server."""
 
 import asyncio
+import contextlib
 import random
 import secrets
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -15,11 +17,12 @@ from redis.crc import key_slot
 
 from services.common.breaker import Breaker
 from services.common.cache import Cache, breaker
-from services.common.cache_store import LEASE_MS
+from services.common.cache_store import LEASE_MS, Lease
 from services.common.cached import Answer, Entry, Key
 from services.common.caches import store
 from services.contracts.cache import Kind
 from tests.consuming import metric
+from tests.memcached import Looking, Memcached, looking, memcached
 from tests.valkey_cluster import NODES, SLOTS, Cluster, clustered
 
 MINUTE_MS = 60_000
@@ -58,11 +61,22 @@ async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Clu
         yield started
 
 
-@pytest.fixture(params=["one server", "cluster"])
+@pytest.fixture(scope="module")
+async def memory() -> AsyncIterator[Memcached]:
+    """A memcached."""
+    async with memcached() as started:
+        yield started
+
+
+VALKEY = ("one server", "cluster")
+only_on_valkey = pytest.mark.parametrize("cache_url", VALKEY, indirect=True)
+
+
+@pytest.fixture(params=[*VALKEY, "memcached"])
 def cache_url(request: pytest.FixtureRequest) -> str:
     """Of each kind of server that a cache can be kept on."""
-    if request.param == "cluster":
-        started: Cluster = request.getfixturevalue("cluster")
+    if request.param != "one server":
+        started: Cluster | Memcached = request.getfixturevalue("cluster" if request.param == "cluster" else "memory")
         return started.url
     one: str = request.getfixturevalue("valkey_url")
     return one
@@ -89,9 +103,14 @@ def cache(opened: Opened) -> Cache:
 
 @pytest.fixture
 async def server(cache_url: str) -> AsyncIterator[Redis]:
-    """To look behind it: what a client of a cluster and of one server have in common."""
-    url = cache_url.replace("redis-cluster:", "redis:")
-    client = Redis.from_url(url) if url == cache_url else RedisCluster.from_url(url)
+    """To look behind it: what clients of all of them have in common."""
+    client: Redis | RedisCluster | Looking
+    if cache_url.startswith("memcached:"):
+        client = await looking(int(cache_url.rpartition(":")[2]))
+    elif cache_url.startswith("redis-cluster:"):
+        client = RedisCluster.from_url(cache_url.replace("redis-cluster:", "redis:"))
+    else:
+        client = Redis.from_url(cache_url)
     yield cast("Redis", client)
     await client.aclose()
 
@@ -166,6 +185,7 @@ async def test_a_version_that_was_asked_for_is_not_answered_by_an_older_one(cach
     assert older.entry.version == 7  # which is the caller's to refuse
 
 
+@only_on_valkey
 async def test_no_value_outlives_its_ttl_counted_from_before_it_was_read(cache: Cache, server: Redis) -> None:
     row = Row(ttl_ms=1_000)
 
@@ -312,6 +332,7 @@ async def test_one_server_is_told_two_thousand_keys_in_one_call(cache: Cache, se
     assert (await server.info("commandstats"))["cmdstat_evalsha"]["calls"] == before + 1
 
 
+@only_on_valkey
 async def test_a_restarted_server_is_told_the_scripts_again(cache: Cache, row: Row, server: Redis) -> None:
     await cache.read(row.key, row.load, reader=ANN)
     await server.script_flush()
@@ -356,6 +377,77 @@ async def test_a_slot_that_moves_while_it_is_used_leaves_nothing_that_was_replac
     done.set()
     await using
     await cache.close()
+
+
+async def test_in_memcached_no_value_outlives_its_ttl_though_it_was_stored_as_late_as_can_be(memory: Memcached) -> None:
+    kept, key, server = store(memory.url), Row(ttl_ms=3_000).key, await looking(memory.port)
+    await server.set(key.fence, "0", ex=60)
+    first = await server.seconds_left(key.fence)
+    while await server.seconds_left(key.fence) == first:  # a lease is good for longest just after its clock has ticked
+        await asyncio.sleep(0.005)
+    asked_at = time.monotonic()
+    lease = await kept.lease(key, 0)
+    leased_by = time.monotonic()
+    assert isinstance(lease, Lease)
+    while time.monotonic() < asked_at + 1.5:
+        await asyncio.sleep(0.01)
+    stored = await kept.put(key, lease, Entry(ANN, 1, b"late"), 3_000)
+    assert stored or time.monotonic() > asked_at + 1.9
+    while time.monotonic() <= leased_by + 3:
+        await asyncio.sleep(0.01)
+    assert await kept.get(key) is None
+    assert not await kept.put(key, lease, Entry(ANN, 1, b"later"), 3_000)
+    await server.aclose()
+    await kept.close()
+
+
+async def test_a_lease_of_before_a_restart_stores_nothing_though_memcached_gives_the_same_numbers_again() -> None:
+    """The CAS of what is written first is 1 or so, in each life of the server."""
+    async with memcached() as server:
+        old, row = store(server.url), Row()
+        lease = await old.lease(row.key, 0)
+        assert isinstance(lease, Lease)
+        await server.kill()
+        await server.start()
+        new = store(server.url)
+        assert isinstance(await new.lease(row.key, 0), Lease)
+        with contextlib.suppress(ConnectionError):  # whoever asks first may be told that the connection has ended
+            await old.get(row.key)
+        assert not await old.put(row.key, lease, row.entry(), MINUTE_MS)
+        assert await new.get(row.key) is None
+        await old.close()
+        await new.close()
+
+
+@pytest.mark.parametrize("thing", ["", "two words", "a} v\r\nmd %s\r\nmg {b", "x" * 250, "\N{BELL}"])
+async def test_an_id_that_would_be_no_name_in_memcached_is_answered_from_the_database(
+    memory: Memcached, thing: str
+) -> None:
+    cache, row = Cache(store(memory.url), Breaker("test", deadline_seconds=PATIENT_SECONDS)), Row()
+    await cache.read(row.key, row.load, reader=ANN)
+    key = Key(row.key.kind, thing.replace("%s", row.key.value))
+    answer = await cache.read(key, row.load, reader=ANN)
+    assert given(answer)[0] == row.entry().body
+    assert given(await cache.read(row.key, row.load, reader=ANN))[1] == "hit"  # nothing else was asked of the server
+    await cache.close()
+
+
+async def test_what_is_too_large_for_memcached_is_answered_and_not_held_against_it(memory: Memcached) -> None:
+    cache, row = Cache(store(memory.url), breaker(PATIENT_SECONDS)), Row()
+
+    async def large() -> Entry:
+        return Entry(ANN, 1, b"x" * 2_000_000)
+
+    for _ in range(6):
+        assert await cache.read(row.key, large, reader=ANN)
+    assert metric("breaker_state", breaker="cache") == 0
+    await cache.close()
+
+
+@pytest.mark.parametrize("url", ["memcached://", "memcached://host/0", "memcached://me@host", "memcached://host?a=b"])
+def test_a_memcached_url_that_says_what_is_not_done_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="memcached://host:port"):
+        store(url)
 
 
 def test_a_url_of_another_scheme_is_refused() -> None:
