@@ -45,7 +45,7 @@ from services.embedded.supervisor import Stack
 ORDERS, RATE = 200, 200  # followed in all, events a second
 LATENCY_ORDERS = 300
 BURST = 32
-BARE_PORT = 5  # offset from the stack's base
+BARE_PORT = 9  # offset from the stack's base
 AT_ONCE = 50  # connections being opened
 
 
