@@ -110,7 +110,8 @@ def _location(service: str, path: str, policies: Sequence[Policy]) -> str:
 def _directives(policy: Policy) -> tuple[str, ...]:
     match policy:
         case Stored(name):
-            return "proxy_cache edge;", f"proxy_no_cache $personal $not_{name};"
+            # Whoever's request began an update waits with the next one on that connection until it is done.
+            return "proxy_cache edge;", f"proxy_no_cache $personal $not_{name};", "proxy_read_timeout 10s;"
         case Streamed(body_bytes_max):
             return "proxy_request_buffering off;", f"client_max_body_size {body_bytes_max};"
         case Socket():

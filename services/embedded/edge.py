@@ -73,7 +73,8 @@ class Edge:
         return Program(
             name=self.name,
             argv=(binary, "-p", f"{self.directory}/", "-c", str(self._configuration / "nginx.conf"), "-e", "stderr"),
-            env={"LC_ALL": "C"},
+            # nginx writes its title over its arguments and these; a shorter one would be cut, and not known as ours.
+            env={"LC_ALL": "C", "PATH": os.defpath, "HOME": str(self.directory)},
             ready=self._ready,
             ports=self.ports,
             directory=self.directory,
