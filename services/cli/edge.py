@@ -11,6 +11,7 @@ from typing import Final
 import orjson
 
 from services.cli.edge_policy import POLICIES, Inside, Passed, Policy, Socket, Stored, Streamed
+from services.cli.marked import replaced
 from services.common.http import BODY_BYTES_MAX
 from services.common.openapi import problem_content
 from services.realtime.frames import PATH as STREAM
@@ -20,7 +21,6 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 DOCS: Final = ROOT / "docs"
 EDGE: Final = ROOT / "infra" / "edge"
 TABLE: Final = DOCS / "edge.md"
-_TABLE_START, _TABLE_END = "<!-- make edge: the routes -->\n", "<!-- the end of the routes -->\n"
 
 # Where each service is in docker compose; the ports are those of `orders up`, too.
 ORIGINS: Final[Mapping[str, str]] = {
@@ -70,7 +70,7 @@ def files(routes: Routes) -> dict[Path, str]:
         EDGE / "upstreams.conf": _HEAD + "\n".join(_upstreams(routes)) + "\n",
         EDGE / "policies.conf": _HEAD + "\n".join(_policies(routes)) + "\n",
         EDGE / "routes.conf": _HEAD + "\n".join((*_locations(routes), *_answers())) + "\n",
-        TABLE: _with_table(TABLE.read_text(encoding="utf-8"), "\n".join(_rows(routes)) + "\n"),
+        TABLE: replaced(TABLE.read_text(encoding="utf-8"), "make edge: the routes", "\n".join(_rows(routes)) + "\n"),
     }
 
 
@@ -131,14 +131,6 @@ def _answers() -> Iterator[str]:
             + "".join(f"    {line}\n" for line in lines)
             + f"    return {status} '{content}';\n}}"
         )
-
-
-def _with_table(document: str, table: str) -> str:
-    before, start, rest = document.partition(_TABLE_START)
-    _, end, after = rest.partition(_TABLE_END)
-    if not start or not end:
-        raise ValueError(f"{TABLE} has no place for the table")
-    return before + start + table + end + after
 
 
 def _rows(routes: Routes) -> Iterator[str]:
