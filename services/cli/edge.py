@@ -10,7 +10,7 @@ from typing import Final
 
 import orjson
 
-from services.cli.edge_policy import POLICIES, Inside, Passed, Policy, Socket, Stored, Streamed
+from services.cli.edge_policy import POLICIES, Inside, Passed, Policy, Socket, Stored
 from services.cli.marked import replaced
 from services.common.http import BODY_BYTES_MAX
 from services.common.openapi import problem_content
@@ -112,8 +112,6 @@ def _directives(policy: Policy) -> tuple[str, ...]:
         case Stored(name):
             # Whoever's request began an update waits with the next one on that connection until it is done.
             return "proxy_cache edge;", f"proxy_no_cache $personal $not_{name};", "proxy_read_timeout 10s;"
-        case Streamed(body_bytes_max):
-            return "proxy_request_buffering off;", f"client_max_body_size {body_bytes_max};"
         case Socket():
             return "set $upgrade $websocket;", "proxy_buffering off;"
         case Passed() | Inside():
@@ -147,8 +145,6 @@ def _told(policy: Policy) -> tuple[str, str]:
             return "kept, shown to anybody", f"`{cache_control}`"
         case Passed():
             return "passed on", "never"
-        case Streamed(body_bytes_max):
-            return f"passed on as it comes, {body_bytes_max // 2**20} MiB at most", "never"
         case Socket():
             return "WebSocket", "never"
         case Inside():

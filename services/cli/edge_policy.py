@@ -19,13 +19,6 @@ class Passed:
 
 
 @dataclass(frozen=True, slots=True)
-class Streamed:
-    """Passed on as it comes, unbuffered, with bodies of at most `body_bytes_max`; never kept."""
-
-    body_bytes_max: int
-
-
-@dataclass(frozen=True, slots=True)
 class Socket:
     """A WebSocket."""
 
@@ -35,7 +28,7 @@ class Inside:
     """Not to be reached from outside: for whoever runs the backend."""
 
 
-Policy = Stored | Passed | Streamed | Socket | Inside
+Policy = Stored | Passed | Socket | Inside
 
 # A minute, and then for five more while a newer answer is fetched: 360 s.
 CATALOGUE: Final = Stored("catalogue", "public, max-age=60, stale-while-revalidate=300")
@@ -67,6 +60,8 @@ POLICIES: Final[Mapping[str, Mapping[str, Policy]]] = {
         "GET /v1/products": CATALOGUE,
         "GET /v1/products/{product_id}": CATALOGUE,
         "PUT /v1/products/{product_id}": PASSED,
+        # Its answer begins while its body is still coming; nginx then sends no more of a body that had to wait.
+        "POST /v1/products:bulk": INSIDE,
         "GET /v1/search": CATALOGUE,
         **_HEALTH,
     },

@@ -1,12 +1,10 @@
 """docs/adopt.md: each slice is what it says, stands alone, and names what there is."""
 
+import asyncio
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
-
-import pytest
 
 from services.cli import adopt
 
@@ -25,21 +23,27 @@ def test_the_committed_lists_are_what_the_code_imports() -> None:
     assert adopt.rendered(DOCUMENT) == DOCUMENT, "run `make adopt`"
 
 
-@pytest.mark.parametrize("name", list(adopt.SLICES))
-def test_the_files_of_a_slice_are_enough_for_it(name: str, tmp_path: Path) -> None:
+async def test_the_files_of_a_slice_are_enough_for_it(tmp_path: Path) -> None:
+    await asyncio.gather(*(_imported_alone(name, tmp_path / name) for name in adopt.SLICES))
+
+
+async def _imported_alone(name: str, copy: Path) -> None:
     files = listed(name)
-    assert files
     packages = {folder / "__init__.py" for each in files for folder in each.parents if folder.name}
     for file in files | packages:
-        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / file, tmp_path / file)
+        (copy / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / file, copy / file)
     imports = f"import {', '.join(adopt.SLICES[name])}, services; print(services.__file__)"
-    command = [sys.executable, "-P", "-c", imports]
-    done = subprocess.run(
-        command, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-P", "-c", imports),
+        cwd=copy,
+        env={"PYTHONPATH": str(copy)},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(str(tmp_path)), "it was not the copy that was imported"
+    out, err = await process.communicate()
+    assert process.returncode == 0, f"{name}: {err.decode()}"
+    assert out.decode().startswith(str(copy)), "it was not the copy that was imported"
 
 
 def test_every_file_the_document_names_is_there() -> None:
