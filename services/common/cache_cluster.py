@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from redis.asyncio import Redis, RedisCluster
@@ -17,6 +17,7 @@ from services.common.cached import Key
 class ClusterStore(ValkeyStore):
     """See `Store`. Of a node that is away only the slots are; a slot that moves is found again."""
 
+    gets_max = 1  # so that a node that is away holds up nobody else's
     keys_max = 500  # each slot is a command of its own: 2,000 take some 30 ms of this process
 
     _learning: "asyncio.Task[Any] | None" = None
@@ -37,6 +38,11 @@ class ClusterStore(ValkeyStore):
             self._learning = asyncio.create_task(cluster.initialize())
         await asyncio.shield(self._learning)
         return cluster
+
+    async def get(self, keys: Sequence[Key]) -> Sequence[bytes | None]:
+        """See `Store`."""
+        cluster = await self._ready()
+        return [cast("bytes | None", await cluster.get(key.value)) for key in keys]
 
     async def invalidate(self, versions: Mapping[Key, int]) -> None:
         """See `Store`."""

@@ -76,6 +76,7 @@ class Script:
 class ValkeyStore:
     """See `Store`."""
 
+    gets_max = 256
     keys_max = 4_096
 
     def __init__(self, url: str, *, connections_max: int = CONNECTIONS_MAX) -> None:
@@ -101,10 +102,10 @@ class ValkeyStore:
         """The client, which may be asked."""
         return self._redis
 
-    async def get(self, key: Key) -> bytes | None:
+    async def get(self, keys: Sequence[Key]) -> Sequence[bytes | None]:
         """See `Store`."""
         redis = await self._ready()
-        return cast("bytes | None", await redis.get(key.value))  # nothing is decoded by this client
+        return cast("list[bytes | None]", await redis.mget([key.value for key in keys]))  # not decoded by this client
 
     async def lease(self, key: Key, min_version: int) -> Lease | bytes | None:
         """See `Store`."""
