@@ -7,6 +7,7 @@ What is held is dropped as soon as the cache tells that it was replaced, and use
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 
 from prometheus_client import Counter, Gauge
 
@@ -66,27 +67,31 @@ class L1Cache(Cache):
         await self._watch.close()
         await super().close()
 
+    def held(self, key: Key) -> Held | None:
+        """What is given without asking anybody."""
+        memory = self._memories.get(key.kind.prefix)
+        return memory.get(key.fence, self._monotonic()) if memory is not None and self._watch.fresh else None
+
     async def _read(self, key: Key, load: Load, reader: str | None, min_version: int) -> Answer | None:
         memory = self._memories.get(key.kind.prefix)
         if memory is None:
             return await super()._read(key, load, reader, min_version)
         if not self._watch.fresh:
             self._begin(key.kind, memory)
-            cache_l1_requests_total.labels(key.kind.name, "off").inc()
+            _requests(key.kind.name, "off").inc()
             return await super()._read(key, load, reader, min_version)
-        name = key.fence
-        held = memory.get(name, self._monotonic())
+        held = self.held(key)
         if held is not None and held.entry.version >= min_version:
-            cache_l1_requests_total.labels(key.kind.name, "hit").inc()
-            return Answer(held.entry, "hit", self._age_seconds(held.at_ms), held.at_ms)
-        cache_l1_requests_total.labels(key.kind.name, "miss").inc()
-        right = memory.asks(name)
-        answer = None
+            _requests(key.kind.name, "hit").inc()
+            age_seconds = max(0.0, self._watch.server_ms() - held.at_ms) / 1000
+            return Answer(held.entry, "hit", age_seconds, held.at_ms)
+        _requests(key.kind.name, "miss").inc()
+        right, answer = memory.asks(key.fence), None
         try:
             answer = await super()._read(key, load, reader, min_version)
         finally:
             if right is not None:
-                memory.answered(name, right, self._holdable(key.kind, answer))
+                memory.answered(key.fence, right, self._holdable(key.kind, answer))
         return answer
 
     def _holdable(self, kind: Kind, answer: Answer | None) -> Held | None:
@@ -99,9 +104,6 @@ class L1Cache(Cache):
         ttl_ms = kind.ttl_ms * (1 - JITTER - JITTER * random.random())  # noqa: S311  no secret
         left_ms = answer.at_ms + ttl_ms - self._watch.server_ms()
         return Held(answer.entry, answer.at_ms, self._monotonic() + left_ms / 1000) if left_ms > 0 else None
-
-    def _age_seconds(self, at_ms: int) -> float:
-        return max(0.0, self._watch.server_ms() - at_ms) / 1000
 
     def _begin(self, kind: Kind, memory: Memory) -> None:
         cache_l1_entries.labels(kind.name).set_function(lambda: len(memory))
@@ -117,3 +119,8 @@ class L1Cache(Cache):
     def _flush(self) -> None:
         for memory in self._memories.values():
             memory.flush()
+
+
+@cache
+def _requests(kind: str, outcome: str) -> Counter:
+    return cache_l1_requests_total.labels(kind, outcome)
