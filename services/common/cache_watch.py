@@ -18,6 +18,7 @@ from services.common.cache_events import Beat, Channel, Connect, MovedError
 
 BOUND_SECONDS: Final = 0.25  # for so long after a heartbeat was written, what is not known to be replaced is good
 BEAT_SECONDS: Final = 0.1  # between two heartbeats: one may come late by as much again, and nothing is noticed
+HEAR_SECONDS: Final = BOUND_SECONDS  # until a heartbeat has come back; then the connection is taken for dead
 OPEN_SECONDS: Final = 1.0  # to reach all servers
 PAUSE_SECONDS_MIN: Final = 0.1  # before the next try, twice as long after each that failed
 PAUSE_SECONDS_MAX: Final = 3.0
@@ -134,7 +135,7 @@ class Watch:
         while True:
             line.seen.clear()
             line.sent_at = self._monotonic()
-            async with asyncio.timeout(BOUND_SECONDS):
+            async with asyncio.timeout(HEAR_SECONDS):
                 await line.channel.beat()
                 await line.seen.wait()
             await asyncio.sleep(BEAT_SECONDS - (self._monotonic() - line.sent_at))
