@@ -36,8 +36,9 @@ CONNECTIONS = 16
 ORDERS = 500
 PRODUCTS, STOCK = 1_000, 1_000_000
 WARM_SECONDS = 2
-API, UNCACHED, BARE = "orders-api", "orders-api-uncached", "bare"
-BARE_PORT, UNCACHED_PORT = 9, 10  # offsets from the stack's base, beside the processes'
+API, UNCACHED = "orders-api", "orders-api-uncached"
+LIMITS = ("bare", "constant")  # programs beside this one
+PORTS = {"bare": 9, "constant": 10, UNCACHED: 11}  # offsets from the stack's base, beside the processes'
 NO_CACHE = {"ORDERS_CACHE_URL": ""}
 NOT_NEW = ', ["If-None-Match"] = \'"1"\''
 
@@ -57,7 +58,7 @@ local ids = {{{ids}}}
 local n = 0
 request = function()
   n = n % #ids + 1
-  return wrk.format("GET", "{path}" .. ids[n], {{["Authorization"] = "Bearer {token}"{condition}}})
+  return wrk.format("GET", "/v1/orders/" .. ids[n], {{["Authorization"] = "Bearer {token}"{condition}}})
 end
 response = function(status) if status ~= {status} then print("unexpected status " .. status) os.exit(1) end end
 """
@@ -105,14 +106,17 @@ async def main(rounds: int, seconds: int) -> None:
             known["token-issuer"],
             api,
             replace(
-                api, name=UNCACHED, port=UNCACHED_PORT, metrics=None, endpoint=None, argv=script_of(api), env=NO_CACHE
+                api, name=UNCACHED, port=PORTS[UNCACHED], metrics=None, endpoint=None, argv=script_of(api), env=NO_CACHE
             ),
-            Process(
-                BARE,
-                role="orders_api",
-                port=BARE_PORT,
-                ready_path="/readyz",
-                argv=(sys.executable, str(Path(__file__).with_name("bare.py"))),
+            *(
+                Process(
+                    name,
+                    role="orders_api",
+                    port=PORTS[name],
+                    ready_path="/readyz",
+                    argv=(sys.executable, str(Path(__file__).with_name(f"{name}.py"))),
+                )
+                for name in LIMITS
             ),
         ]
         async with Stack(settings, processes=tuple(ours), prepare=prepare) as stack:
@@ -159,24 +163,22 @@ async def rows(stack: Stack) -> list[Row]:
     def place() -> str:
         return PLACE.format(prefix=secrets.token_hex(6), token=token, bodies=", ".join(f"'{body}'" for body in bodies))
 
-    def get(path: str = "/v1/orders/", status: int = 200, condition: str = "") -> Callable[[], str]:
+    def get(status: int = 200, condition: str = "") -> Callable[[], str]:
         listed = ", ".join(f'"{order}"' for order in orders)
-        return lambda: GET.format(ids=listed, token=token, path=path, status=status, condition=condition)
+        return lambda: GET.format(ids=listed, token=token, status=status, condition=condition)
 
-    constant = get("/v1/constant/")
     return [
-        Row("POST", API, BARE, place),
-        Row("POST, cache told, against not", API, UNCACHED, place),
-        Row("GET without cache", UNCACHED, BARE, get()),
-        Row("GET cached against constant", API, BARE, get(), constant),
-        Row("GET 304 against constant", API, BARE, get(status=304, condition=NOT_NEW), constant),
+        Row("POST", API, "bare", place),
+        Row("POST with the cache, and without", API, UNCACHED, place),
+        Row("GET without cache", UNCACHED, "bare", get()),
+        Row("GET cached", API, "constant", get()),
+        Row("GET 304", API, "constant", get(304, NOT_NEW), get()),
     ]
 
 
 def url_of(stack: Stack, name: str) -> str:
     """Of a process's HTTP server."""
-    ports = {UNCACHED: UNCACHED_PORT, BARE: BARE_PORT}
-    return f"http://127.0.0.1:{stack.settings.port(ports[name])}" if name in ports else str(stack.endpoints["orders"])
+    return f"http://127.0.0.1:{stack.settings.port(PORTS[name])}" if name in PORTS else str(stack.endpoints["orders"])
 
 
 async def compare(row: Row, stack: Stack, rounds: int, seconds: int) -> None:

@@ -23,6 +23,7 @@ T = TypeVar("T")
 Load = Callable[[], Awaitable[Entry | None]]
 
 CALL_SECONDS: Final = 0.1  # of one call to the server, all of it: a local one takes less than 1 ms
+COMMANDS_MAX: Final = 256  # whose keys are invalidated in one call
 FAILURES: Final = 5  # in a row, then the server is left alone
 RESET_SECONDS: Final = 1.0  # what is not invalidated meanwhile waits for the relay
 SAY_SECONDS: Final = 1.0  # a line of log for the failures of as long; all are counted
@@ -57,8 +58,9 @@ class Cache:
         self._store = store
         self._breaker = breaker
         self._flights = SingleFlight()
-        self._gets = Gathering(self._get, most=store.gets_max, one_by_one=True)
-        self._invalidations = Gathering(self._invalidate, most=256, one_by_one=True)
+        # One by one: by then there is more to ask at once. Where a call asks for one thing only it would be a queue.
+        self._gets = Gathering(self._get, most=store.gets_max, one_by_one=store.gets_max > 1)
+        self._invalidations = Gathering(self._invalidate, most=COMMANDS_MAX, one_by_one=True)
         self._said_at = float("-inf")
 
     async def read(self, key: Key, load: Load, *, reader: str | None, min_version: int = 0) -> Answer | None:

@@ -26,12 +26,15 @@ class Gathering(Generic[Asked, Given]):
         loop = asyncio.get_running_loop()
         if not self._waiting and not (self._one_by_one and self._calls):
             loop.call_soon(self._begin)
-        future = loop.create_future()
+        future: asyncio.Future[Given] = loop.create_future()
         self._waiting.append((asked, future))
         return await future
 
     async def close(self) -> None:
         """No call is under way; who still waits is cancelled."""
+        waiting, self._waiting = self._waiting, []
+        for _, future in waiting:
+            future.cancel()
         for call in self._calls:
             call.cancel()
         await asyncio.gather(*self._calls, return_exceptions=True)
