@@ -168,7 +168,7 @@ class Cache:
         except ValueError as error:  # another release's format, or another's value: the next fill replaces it
             self._count("decode", error)
             return None
-        return Answer(entry, "hit", max(0.0, time.time() - at_ms / 1000))
+        return Answer(entry, "hit", max(0.0, time.time() - at_ms / 1000), at_ms)
 
     async def _called(self, part: str, call: Callable[[], Awaitable[T]]) -> T:
         """What the server says, in time; _AwayError when it does not or is left alone, whatever the reason."""

@@ -54,11 +54,12 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a read gives. `age_seconds` is how long ago it was read from the database."""
+    """What a read gives. A hit was read from the database `age_seconds` ago: at `at_ms`, by the server's clock."""
 
     entry: Entry
     outcome: Outcome
     age_seconds: float = 0.0
+    at_ms: int = 0
 
 
 def encode(key: Key, entry: Entry, at_ms: int) -> bytes:
