@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import Final
 
+from loadtests.bench.said import say
 from services.contracts.cache import INVENTORY, ORDER
 from tests.faults.stage import Stage, busy, staged
 from tests.faults.strokes import ALLOWED, STROKES
@@ -21,7 +22,8 @@ async def unfaulted(home: Path, answers: int, seed: int) -> list[str]:
             await asyncio.sleep(0.05)
         took = time.monotonic() - began
         seen = stage.seen
-        assert not stage.refused, stage.refused
+        if stage.refused:
+            raise SystemExit(f"the run is void: {dict(stage.refused)}")
         return [
             f"without a fault: {seen.stale.total()} of {seen.answers.total():,} answers stale,"
             f" {seen.backwards} backwards; {writes(stage)} writes, {took:.0f} s; {outcomes(stage)}"
@@ -44,7 +46,7 @@ async def faulted(home: Path, rounds: int, seed: int) -> list[str]:
             lines.append(
                 f"{name}, {rounds} times: {told}; {stage.seen.backwards} backwards, {len(unexpected)} unexpected errors"
             )
-            print(lines[-1], flush=True)
+            say(lines[-1])
     return lines
 
 

@@ -38,7 +38,7 @@ class ClusterStore(ValkeyStore):
         await asyncio.shield(self._learning)
         return cluster
 
-    async def invalidate(self, versions: Mapping[Key, int]) -> None:
+    async def invalidate(self, versions: Mapping[Key, int], *, spare: bool = False) -> None:
         """See `Store`."""
         cluster, script = await self._ready(), self._invalidate
         by_slot: dict[int, dict[Key, int]] = defaultdict(dict)
@@ -46,8 +46,9 @@ class ClusterStore(ValkeyStore):
             by_slot[cluster.keyslot(key.value)][key] = version
         # All names are told, so that a slot that is half moved refuses it instead of missing what is elsewhere.
         calls: list[tuple[str | int, ...]] = [
-            (3 * len(keys), *names(keys, "value"), *names(keys, "lease"), *names(keys, "fence"), *invalidation(keys))
+            (3 * len(keys), *told, *invalidation(keys, spare=spare))
             for keys in by_slot.values()
+            for told in [(*names(keys, "value"), *names(keys, "lease"), *names(keys, "fence"))]
         ]
         for command, text in (("EVALSHA", script.sha), ("EVAL", script.text)):
             pipeline = cluster.pipeline()

@@ -38,7 +38,8 @@ RELEASE: Final = """
 if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
 """
 
-# value, of each key, and whatever else has to be told to a cluster | versions, fence ms
+# value, of each key, and whatever else has to be told to a cluster | versions, fence ms, and a third to spare values
+# that are at least as new
 # The other names are made here, in the slot of the value's by their tag: three times the names would be most of what a
 # command of 2,000 lines costs its sender. First all are deleted: a server without memory refuses a script whose first
 # write takes some, and lets this one be.
@@ -46,7 +47,11 @@ INVALIDATE: Final = """
 local function name(value, letter) return (string.gsub(value, ':v:{', ':' .. letter .. ':{', 1)) end
 local versions = {}
 for version in string.gmatch(ARGV[1], '%d+') do versions[#versions + 1] = version end
-for number = 1, #versions do redis.call('DEL', KEYS[number], name(KEYS[number], 'l')) end
+for number, version in ipairs(versions) do
+  local value, lease = KEYS[number], name(KEYS[number], 'l')
+  if ARGV[3] and (tonumber(redis.call('GETRANGE', value, 2, 17)) or -1) >= tonumber(version) then value = lease end
+  redis.call('DEL', value, lease)
+end
 for number, version in ipairs(versions) do
   local fence = name(KEYS[number], 'f')
   local known = redis.call('GET', fence)
@@ -129,16 +134,17 @@ class ValkeyStore:
         """See `Store`."""
         await self._release(await self._ready(), (key.lease,), (lease.token,))
 
-    async def invalidate(self, versions: Mapping[Key, int]) -> None:
+    async def invalidate(self, versions: Mapping[Key, int], *, spare: bool = False) -> None:
         """See `Store`."""
         names = [key.value for key in versions]
-        await self._invalidate(await self._ready(), names, invalidation(versions))
+        await self._invalidate(await self._ready(), names, invalidation(versions, spare=spare))
 
     async def close(self) -> None:
         """See `Store`."""
         await self._redis.aclose()
 
 
-def invalidation(versions: Mapping[Key, int]) -> tuple[str, int]:
+def invalidation(versions: Mapping[Key, int], *, spare: bool) -> tuple[str | int, ...]:
     """The arguments of `INVALIDATE`."""
-    return " ".join(map(str, versions.values())), FENCE_TTLS * max(key.kind.ttl_ms for key in versions)
+    told = " ".join(map(str, versions.values())), FENCE_TTLS * max(key.kind.ttl_ms for key in versions)
+    return (*told, "spare") if spare else told

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Final
 from urllib.parse import urlsplit
 
-from services.common.cache import Cache, breaker
+from services.common.cache import FAILURES, Cache, breaker
 from services.common.cache_cluster import ClusterStore
 from services.common.cache_memcached import MemcachedStore
 from services.common.cache_store import Store
@@ -27,6 +27,9 @@ def store(url: str) -> Store:
     return STORES[scheme](url)
 
 
-def cache(url: str) -> Cache | None:
-    """The cache at `url`, of this process; None for an empty one. ValueError as `store`."""
-    return Cache(store(url), breaker()) if url else None
+def cache(url: str, *, failures: int = FAILURES) -> Cache | None:
+    """The cache at `url`, of this process; None for an empty one. ValueError as `store`.
+
+    After so many failures in a row it is left alone for a while.
+    """
+    return Cache(store(url), breaker(failures=failures)) if url else None

@@ -84,7 +84,8 @@ async def writer_killed_after_its_commit(stage: Stage) -> None:
         stage.door.hold_at(b"COMMIT")
 
         async def committed() -> list[tuple[Thing, int]]:
-            return [(thing, at) for thing, at in list(stage.under_way.values()) if await _version(owner, thing) == at]
+            there = [asked for asked in list(stage.under_way.values()) if await _version(owner, asked[0]) == asked[1]]
+            return [(thing, at) for thing, at in there if stage.seen.writes[thing][-1].version < at]
 
         unheard = await eventually(committed, "a write that is committed and not heard of", seconds=10, every=0.002)
         at = asyncio.get_running_loop().time()

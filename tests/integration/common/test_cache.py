@@ -175,6 +175,23 @@ async def test_an_invalidation_that_comes_again_late_lowers_no_fence(cache: Cach
     assert await server.get(row.key.value) is None
 
 
+@only_on_valkey
+async def test_an_invalidation_that_comes_again_spares_what_is_new_enough_and_nothing_else(
+    cache: Cache, server: Redis
+) -> None:
+    older, same, newer, none = (Row() for _ in range(4))
+    for row, version in ((older, 9), (same, 10), (newer, 11)):
+        row.version = version
+        await cache.read(row.key, row.load, reader=ANN)
+    await server.set(none.key.value, b"of another release")
+    rows = (older, same, newer, none)
+    assert await cache.invalidate({row.key: 10 for row in rows}, spare=True)
+    assert [await server.exists(row.key.value) for row in rows] == [0, 1, 1, 0]
+    assert [await server.get(row.key.fence) for row in rows] == [b"10"] * 4
+    assert await cache.invalidate({row.key: 10 for row in rows})
+    assert [await server.exists(row.key.value) for row in rows] == [0] * 4
+
+
 async def test_a_version_that_was_asked_for_is_not_answered_by_an_older_one(cache: Cache, row: Row) -> None:
     await cache.read(row.key, row.load, reader=ANN)
     row.version = 7
