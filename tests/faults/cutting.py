@@ -42,11 +42,17 @@ class Door:
         """As `hold`, from when a client says that on: it is done, and not heard of."""
         self._hold_at = request
 
+    @property
+    def held(self) -> bool:
+        """Whether answers stay here."""
+        return not self._open.is_set()
+
     def cut(self) -> None:
         """Every connection is closed, what was held is lost, and new connections pass again."""
         for writer in self._writers:
             writer.transport.abort()
         self._writers.clear()
+        self._hold_at = None
         self._open.set()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -58,9 +58,8 @@ class Stage:
     seen: Staleness = field(default_factory=lambda: Staleness((WRITER, READER)))
     refused: Counter[str] = field(default_factory=Counter)  # what was met besides answers, by process
     hot: dict[Thing, float] = field(default_factory=dict)  # and until when it is read
-    under_way: dict[str, tuple[Thing, int]] = field(
-        default_factory=dict
-    )  # what each writer has asked for and not heard
+    # What each writer has asked for and not heard: what will then be at which version.
+    under_way: dict[str, dict[Thing, int]] = field(default_factory=dict)
     writing: bool = True
 
     def begin_anew(self) -> None:
@@ -103,13 +102,13 @@ class Stage:
         stock = Thing("inventory", f"/v1/inventory/{product}")
         self.hot[stock] = float("inf")
         if not self.seen.writes[stock]:
-            self._acknowledged(stock, 1, await self._insisted(connection, name, stock, 1, "GET", stock.path))
+            self._acknowledged(stock, 1, await self._insisted(connection, name, {}, "GET", stock.path))
         version = self.seen.writes[stock][-1].version
         line = {"items": [{"line_no": 1, "quantity": 1}]}
         try:
             while self.writing:
                 placed = {"currency": "USD", "items": [{"product_id": product, "quantity": PARTS}]}
-                answer = await self._insisted(connection, name, stock, version + 1, "POST", "/v1/orders", placed)
+                answer = await self._insisted(connection, name, {stock: version + 1}, "POST", "/v1/orders", placed)
                 version = self._acknowledged(stock, version + 1, answer)
                 order = Thing("order", f"/v1/orders/{orjson.loads(answer.body)['order_id']}")
                 self._acknowledged(order, 1, answer)
@@ -120,13 +119,14 @@ class Stage:
                         break
                     await self._heated(order, stock)
                     path, body = f"{order.path}/{command}", line if command == "ship" else {}
-                    answer = await self._insisted(connection, name, order, number + 1, "POST", path, body, number)
+                    asked = {order: number + 1, stock: version + 1}
+                    answer = await self._insisted(connection, name, asked, "POST", path, body, number)
                     self._acknowledged(order, answer.version, answer)
                     version = self._acknowledged(stock, version + 1, answer)
                 self.hot[order] = asyncio.get_running_loop().time() + LINGERS_SECONDS
                 await self._heated(stock)
                 path, delta = f"{stock.path}/adjustments", {"delta": 1, "reason": "counted"}
-                answer = await self._insisted(connection, name, stock, version + 1, "POST", path, delta)
+                answer = await self._insisted(connection, name, {stock: version + 1}, "POST", path, delta)
                 version = self._acknowledged(stock, answer.version, answer)
         finally:
             connection.close()
@@ -160,18 +160,17 @@ class Stage:
         self,
         connection: Connection,
         name: str,
-        thing: Thing,
-        version: int,
+        asked: dict[Thing, int],
         method: str,
         path: str,
         body: object = None,
         if_match: int | None = None,
     ) -> Answer:
-        """The answer, asked for with the same key until there is one. `thing` is to be at `version` then."""
+        """The answer, asked for with the same key until there is one; things are to be as `asked` then."""
         headers = {"Idempotency_Key": secrets.token_hex(12)}
         if if_match is not None:
             headers["If_Match"] = f'"{if_match}"'
-        self.under_way[name] = (thing, version)
+        self.under_way[name] = asked
 
         async def answered() -> Answer | None:
             try:

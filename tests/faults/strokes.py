@@ -81,10 +81,17 @@ async def writer_killed_after_its_commit(stage: Stage) -> None:
     """It has committed and told nobody when it dies: the cache is left to the relay. What counts is the commit."""
     owner = await asyncpg.connect(stage.owner_url)
     try:
+
+        async def all_new() -> bool:
+            return all(stage.seen.writes[thing][-1].version < at for thing, at in _asked(stage))
+
+        await eventually(all_new, "what an earlier kill left unheard has been heard")
         stage.door.hold_at(b"COMMIT")
 
         async def committed() -> list[tuple[Thing, int]]:
-            there = [asked for asked in list(stage.under_way.values()) if await _version(owner, asked[0]) == asked[1]]
+            if not stage.door.held:  # what is committed may be answered any moment
+                return []
+            there = [(thing, at) for thing, at in _asked(stage) if await _version(owner, thing) == at]
             return [(thing, at) for thing, at in there if stage.seen.writes[thing][-1].version < at]
 
         unheard = await eventually(committed, "a write that is committed and not heard of", seconds=10, every=0.002)
@@ -134,6 +141,10 @@ ALLOWED: Final[Mapping[str, frozenset[str]]] = {
     ),
     "PostgreSQL backend killed": frozenset(f"{process}: 503 unavailable" for process in (WRITER, READER)),
 }
+
+
+def _asked(stage: Stage) -> list[tuple[Thing, int]]:
+    return [asked for under_way in stage.under_way.values() for asked in under_way.items()]
 
 
 def _bypassed(stage: Stage, *processes: str) -> dict[str, int]:
