@@ -14,8 +14,8 @@ BETWEEN_SECONDS: Final = (0.3, 1.3)  # two faults, so that they meet writes and 
 WELL_SECONDS: Final = 1.0  # before the first
 
 
-async def unfaulted(home: Path, answers: int, seed: int) -> list[str]:
-    """Lines about so many answers while nothing fails."""
+async def unfaulted(home: Path, answers: int, seed: int) -> None:
+    """So many answers while nothing fails."""
     async with staged(home, seed=seed) as stage, busy(stage):
         began = time.monotonic()
         while stage.seen.answers.total() < answers:
@@ -24,15 +24,14 @@ async def unfaulted(home: Path, answers: int, seed: int) -> list[str]:
         seen = stage.seen
         if stage.refused:
             raise SystemExit(f"the run is void: {dict(stage.refused)}")
-        return [
+        say(
             f"without a fault: {seen.stale.total()} of {seen.answers.total():,} answers stale,"
             f" {seen.backwards} backwards; {writes(stage)} writes, {took:.0f} s; {outcomes(stage)}"
-        ]
+        )
 
 
-async def faulted(home: Path, rounds: int, seed: int) -> list[str]:
-    """Lines about each fault, struck so many times."""
-    lines = []
+async def faulted(home: Path, rounds: int, seed: int) -> None:
+    """Each fault, struck so many times."""
     async with staged(home, seed=seed) as stage:
         for name, stroke in STROKES.items():
             stage.begin_anew()
@@ -43,11 +42,9 @@ async def faulted(home: Path, rounds: int, seed: int) -> list[str]:
                     await stroke(stage)
             unexpected = set(stage.refused) - ALLOWED.get(name, frozenset())
             told = "; ".join(f"{kind.name} {stage.seen.figures(kind.name)}" for kind in (ORDER, INVENTORY))
-            lines.append(
+            say(
                 f"{name}, {rounds} times: {told}; {stage.seen.backwards} backwards, {len(unexpected)} unexpected errors"
             )
-            say(lines[-1])
-    return lines
 
 
 def writes(stage: Stage) -> int:

@@ -179,7 +179,7 @@ class Cache:
         now = time.monotonic()
         if now - self._said_at > SAY_SECONDS:
             self._said_at = now
-            log.warning("cache.failed", part=part, error=repr(error))
+            log.warning("cache.failed", part=part, error=f"{type(error).__name__}: {error}")
 
 
 class _AwayError(Exception):

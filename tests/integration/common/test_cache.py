@@ -23,6 +23,7 @@ from services.common.caches import store
 from services.contracts.cache import Kind
 from tests.consuming import metric
 from tests.memcached import Looking, Memcached, looking, memcached
+from tests.redis_tls import Authority, redis_tls, this_machine
 from tests.valkey_cluster import NODES, SLOTS, Cluster, clustered
 
 MINUTE_MS = 60_000
@@ -68,13 +69,24 @@ async def memory() -> AsyncIterator[Memcached]:
         yield started
 
 
-VALKEY = ("one server", "cluster")
+@pytest.fixture(scope="module")
+async def encrypted(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+    """URL of a Redis that takes TLS only."""
+    authority = Authority(tmp_path_factory.mktemp("tls"), "ours")
+    async with redis_tls(*authority.server(this_machine())) as started:
+        yield started.url(authority.path)
+
+
+VALKEY = ("one server", "cluster", "TLS")
 only_on_valkey = pytest.mark.parametrize("cache_url", VALKEY, indirect=True)
 
 
 @pytest.fixture(params=[*VALKEY, "memcached"])
 def cache_url(request: pytest.FixtureRequest) -> str:
     """Of each kind of server that a cache can be kept on."""
+    if request.param == "TLS":
+        encrypted: str = request.getfixturevalue("encrypted")
+        return encrypted
     if request.param != "one server":
         started: Cluster | Memcached = request.getfixturevalue("cluster" if request.param == "cluster" else "memory")
         return started.url
@@ -475,6 +487,7 @@ def test_a_url_of_another_scheme_is_refused() -> None:
 async def test_ten_thousand_cancelled_reads_hand_nobody_anothers_answer(cache_url: str, server: Redis) -> None:
     """At the store itself: `Cache` would also see by the key in the value that it is another's."""
     asked, chance = store(cache_url), random.Random(20_261)
+    enough = 1_000 if cache_url.startswith("rediss:") else 10_000  # each costs a connection, with TLS a long one
     keys = [Row().key for _ in range(100)]
     for key in keys:
         await server.set(key.value, key.id, ex=300)
@@ -482,7 +495,7 @@ async def test_ten_thousand_cancelled_reads_hand_nobody_anothers_answer(cache_ur
 
     async def reads() -> None:
         nonlocal cancelled, answered, wrong
-        while cancelled < 10_000:
+        while cancelled < enough:
             key = chance.choice(keys)
             calling: Awaitable[bytes | None] = asked.get(key)
             reading = asyncio.ensure_future(calling)
