@@ -5,19 +5,21 @@
 The fields before the owner have fixed places, so that a script on the server can read the version.
 """
 
-from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from services.contracts.cache import Kind
 
 FORMAT: Final = b"1"
+_BEGIN: Final = FORMAT + b" "
+_VERSION: Final = slice(2, 18)
+_AT: Final = slice(19, 35)
+_OWNER: Final = 36
 VERSION_MAX: Final = 10**16 - 1  # sixteen digits; a script's numbers are exact up to 2^53, which is less
 
 Outcome = Literal["hit", "miss", "bypass"]
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
+class Key(NamedTuple):
     """One thing. Its three names share a hash tag, so that they are in one slot of a cluster."""
 
     kind: Kind
@@ -39,8 +41,7 @@ class Key:
         return f"{self.kind.prefix}:f:{{{self.id}}}"
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """An answer: `body` as it is sent, at `version`, of `owner` (empty when it is nobody's own)."""
 
     owner: str
@@ -48,13 +49,13 @@ class Entry:
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a read gives. `age_seconds` is how long ago it was read from the database."""
+class Answer(NamedTuple):
+    """What a read gives. A hit was read from the database `age_seconds` ago: at `at_ms`, by the server's clock."""
 
     entry: Entry
     outcome: Outcome
     age_seconds: float = 0.0
+    at_ms: int = 0
 
 
 def encode(key: Key, entry: Entry, at_ms: int) -> bytes:
@@ -67,8 +68,8 @@ def encode(key: Key, entry: Entry, at_ms: int) -> bytes:
 
 def decode(key: Key, value: bytes) -> tuple[Entry, int]:
     """The answer, and the server's time when it was read (ms). ValueError when the value is not one of `key`'s."""
-    head, _, body = value.partition(b"\n")
-    fields = head.decode().split(" ")
-    if len(fields) != 5 or fields[0].encode() != FORMAT or fields[4] != key.id:
-        raise ValueError(f"{head[:100]!r} is no value of {key.kind.name} {key.id}")
-    return Entry(owner=fields[3], version=int(fields[1]), body=body), int(fields[2])
+    end = value.find(b"\n")
+    owner, _, thing = value[_OWNER:end].decode().partition(" ")
+    if end < _OWNER or not value.startswith(_BEGIN) or thing != key.id:
+        raise ValueError(f"{value[:100]!r} is no value of {key.kind.name} {key.id}")
+    return Entry(owner, int(value[_VERSION]), value[end + 1 :]), int(value[_AT])
