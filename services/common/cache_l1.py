@@ -54,10 +54,10 @@ class L1Cache(Cache):
         self._memories = {kind.prefix: Memory(kind.l1) for kind in self._kinds if kind.l1}
         self._watch = Watch(connect(self._kinds), self._drop, self._flush, monotonic)
 
-    async def invalidate(self, versions: Mapping[Key, int]) -> bool:
+    async def invalidate(self, versions: Mapping[Key, int], *, spare: bool = False) -> bool:
         """See `Cache`. This process holds none of them afterwards, whatever the server has said."""
         try:
-            return await super().invalidate(versions)
+            return await super().invalidate(versions, spare=spare)
         finally:  # and not before: who asks the cache meanwhile may still be told the old one
             for key in versions:
                 self._drop(key.fence)

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Final
 from urllib.parse import urlsplit
 
-from services.common.cache import Cache, breaker
+from services.common.cache import FAILURES, Cache, breaker
 from services.common.cache_cluster import ClusterStore
 from services.common.cache_events import Connect, all_primaries, one_server
 from services.common.cache_l1 import L1Cache
@@ -39,9 +39,13 @@ def store(url: str) -> Store:
     return STORES[scheme](url)
 
 
-def cache(url: str) -> Cache | None:
-    """The cache at `url`, of this process; None for an empty one. ValueError as `store`."""
+def cache(url: str, *, failures: int = FAILURES) -> Cache | None:
+    """The cache at `url`, of this process; None for an empty one. ValueError as `store`.
+
+    After so many failures in a row it is left alone for a while.
+    """
     if not url:
         return None
+    kept, left_alone = store(url), breaker(failures=failures)
     events = EVENTS.get(urlsplit(url).scheme)
-    return L1Cache(store(url), breaker(), partial(events, url)) if events else Cache(store(url), breaker())
+    return L1Cache(kept, left_alone, partial(events, url)) if events else Cache(kept, left_alone)

@@ -130,8 +130,8 @@ async def test_what_could_not_be_told_to_the_cache_is_dropped_all_the_same(opene
     cache, row = opened(), Row()
     await held(cache, row)
 
-    async def away(versions: Mapping[Key, int]) -> None:
-        raise ConnectionError(versions)
+    async def away(versions: Mapping[Key, int], *, spare: bool = False) -> None:
+        raise ConnectionError(versions, spare)
 
     cache._store.invalidate = away  # type: ignore[method-assign]  # the server stays, so that L1 does
     assert not await cache.invalidate({row.key: 2})
