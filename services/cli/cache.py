@@ -209,7 +209,7 @@ def _ages(report: Mapping[str, Any]) -> Table:
         for kind, l1 in _with_l1(process):
             age = l1["heartbeat_age_seconds"]
             now = _seconds(age) if age is not None and age <= bounds["l1"] else "L1 is off"
-            table.add_row(f"L1 of {name}, when another process has replaced {kind}", now, f"{bounds['l1']:g} s")
+            table.add_row(f"L1 of {name}, {kind} of another process", now, f"{bounds['l1']:g} s")
     for kind, ttl in bounds["ttl"].items():
         table.add_row(f"whatever fails, {kind}", "", f"its TTL, {ttl:g} s")
     return table
