@@ -124,6 +124,16 @@ async def backend_killed(stage: Stage) -> None:
 
     await eventually(gone, "the backend is gone, and all other connections")
 
+    async def recovered() -> bool:
+        try:
+            again = await asyncpg.connect(stage.owner_url)
+        except (OSError, asyncpg.PostgresError):
+            return False
+        await again.close()
+        return True
+
+    await eventually(recovered, "PostgreSQL takes connections")
+
 
 STROKES: Final[Mapping[str, Stroke]] = {
     "Valkey killed": valkey_killed,
