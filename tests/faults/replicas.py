@@ -15,12 +15,16 @@ _SCRIPT = Path(sys.executable).with_name("orders-api")
 class Replica:
     """One process of orders-api on a port of its own."""
 
-    def __init__(self, number: int, port: int, environment: dict[str, str], log: Path) -> None:
+    def __init__(
+        self, number: int, port: int, environment: dict[str, str], log: Path, *, metrics_port: int = 0
+    ) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self.ready = asyncio.Event()
         self._port = port
         self._log = log / f"orders-api-{number}.log"
-        self._environment = {**os.environ, **environment, "ORDERS_PORT": str(port), "ORDERS_METRICS_PORT": "0"}
+        ports = {"ORDERS_PORT": str(port), "ORDERS_METRICS_PORT": str(metrics_port)}
+        self._environment = {**os.environ, **environment, **ports}
+        self.metrics_url = f"http://127.0.0.1:{metrics_port}"
         self._running: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from services.common import clock, ids
 from services.relay.invalidations import ORDERS_INVALIDATIONS
+from services.relay.leases import beating
 from services.relay.outbox import SLICES, Outbox
 from services.relay.outboxes import CATALOG, ORDERS, OUTBOXES, PAYMENTS, Queue, looking, observing
 from tests.plans.conftest import Explain
@@ -76,6 +77,18 @@ async def test_looking_reads_the_first_row_of_one_slice(explain: Explain, outbox
     assert plan.scanned() == set()
     assert plan.indexes("outbox") == {"pk_outbox"}
     assert plan.rows_read() == 1, f"of {outbox.name} one row says enough"
+
+
+async def test_renewing_the_leases_looks_by_the_same_index(
+    explain: Explain, outbox: Outbox, owner: "Connection"
+) -> None:
+    await owner.execute("UPDATE relay.slices SET relay = 'test'")
+    names = [queue.name for queue in QUEUES]
+    told: dict[str, object] = {"relay": "test", "outboxes": names, "seconds": 3.0, "given_outboxes": [], "slices": []}
+    plan = await explain(beating(QUEUES), **told)
+    assert plan.indexes("outbox") == {"pk_outbox"}
+    of_outbox = [node for node in plan.nodes() if node.get("Relation Name") == "outbox"]
+    assert sum(node["Actual Rows"] * node["Actual Loops"] for node in of_outbox) == 1, f"of {outbox.name} one row"
 
 
 async def test_observing_counts_by_an_index(explain: Explain, outbox: Outbox) -> None:
