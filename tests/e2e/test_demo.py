@@ -75,7 +75,7 @@ class Home:
     def assert_nothing_is_left(self) -> None:
         """No process, no port, no lock, no record, no endpoints."""
         assert self.processes() == []
-        for offset in (0, 1, 3, 4, 5, 6, 1032, 1079, 1092, 1093, *range(1100, 1107)):
+        for offset in (0, 1, 2, 3, 4, 5, 6, 1032, 1079, 1092, 1093, *range(1100, 1108)):
             with socket.create_server(("127.0.0.1", self.port_base + offset)):
                 pass
         assert not (self.path / "endpoints.json").exists()
@@ -187,13 +187,20 @@ async def _an_order_is_watched_to_its_end(home: Home, endpoints: dict[str, Any],
 async def test_up_serves_what_it_prints_stops_on_sigterm_and_keeps_its_data(home: Home) -> None:
     async with _up(home) as (endpoints, printed):
         base = home.port_base
-        for offset, name in ((0, "orders"), (1, "catalog"), (4, "issuer"), (5, "provider"), (6, "payments")):
+        for offset, name in (
+            (0, "orders"),
+            (1, "catalog"),
+            (2, "customers"),
+            (4, "issuer"),
+            (5, "provider"),
+            (6, "payments"),
+        ):
             assert endpoints[name] == f"http://127.0.0.1:{base + offset}"
         assert endpoints["realtime"] == f"ws://127.0.0.1:{base + 3}"
         assert endpoints["valkey"].startswith(f"redis://127.0.0.1:{base + 1079}")
         assert endpoints["kafka"] == f"127.0.0.1:{base + KAFKA}"
         assert endpoints["postgres"].startswith("postgresql://orders_inspect:")
-        ours = {"orders-api", "catalog-api", "outbox-relay", "orders-maintenance", "orders-projector"}
+        ours = {"orders-api", "catalog-api", "customers-api", "outbox-relay", "orders-maintenance", "orders-projector"}
         assert ours | {"realtime-gateway", "payments-worker"} <= set(endpoints["metrics"])
         async with httpx.AsyncClient() as client:
             for name, url in endpoints["metrics"].items():
@@ -204,6 +211,7 @@ async def test_up_serves_what_it_prints_stops_on_sigterm_and_keeps_its_data(home
         for name in (
             "orders-api",
             "catalog-api",
+            "customers-api",
             "outbox-relay",
             "orders-maintenance",
             "orders-projector",
@@ -265,6 +273,7 @@ class Alone:
 ALONE = {
     "orders-api": Alone("services.orders.api", ("orders", "common", "contracts"), "orders_api", "/readyz"),
     "catalog-api": Alone("services.catalog.api", ("catalog", "common", "contracts"), "catalog_api", "/readyz"),
+    "customers-api": Alone("services.customers.api", ("customers", "common", "contracts"), "customers_api", "/readyz"),
     "orders-maintenance": Alone(
         "services.orders.maintenance", ("orders", "common", "contracts"), "orders_maintenance", "/metrics", True
     ),
