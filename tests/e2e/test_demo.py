@@ -163,6 +163,26 @@ async def _a_product_reaches_kafka(home: Home, endpoints: dict[str, Any]) -> Non
     assert event["data"] == {"product": put.json()}
 
 
+async def _an_order_is_sent_to_an_address_of_its_buyers(home: Home, endpoints: dict[str, Any], product: str) -> None:
+    code, out, err = await home.orders("token", "--scope", "profile orders:read orders:write")
+    assert code == 0, err
+    headers = {"Authorization": f"Bearer {out.strip()}", "Idempotency-Key": "sent"}
+    async with httpx.AsyncClient(base_url=endpoints["customers"], headers=headers) as client:
+        started = await client.patch("/v1/me", json={"name": "Ada"}, headers={"If-Match": '"1"'})
+        assert started.status_code == 200, started.text
+        square = {"name": "Ada", "lines": ["St James's Square 12"], "city": "London", "country": "GB"}
+        added = await client.post("/v1/me/addresses", json=square)
+        assert added.status_code == 201, added.text
+        address_id = added.json()["address_id"]
+        found = (await client.get("/v1/me/export")).json()["orders"]["href"]
+    async with httpx.AsyncClient(headers=headers) as client:
+        body = {"currency": "USD", "items": [{"product_id": product, "quantity": 1}], "shipping_address_id": address_id}
+        placed = await client.post(f"{endpoints['orders']}/v1/orders", json=body)
+        assert placed.json()["shipping_address_id"] == address_id, placed.text
+        # Where the export says that they are.
+        assert (await client.get(found)).json()["data"] == [placed.json()]
+
+
 async def _an_order_is_watched_to_its_end(home: Home, endpoints: dict[str, Any], order: dict[str, Any]) -> None:
     watching = asyncio.create_task(home.orders("watch", order["order_id"], "--json"))
     code, token, err = await home.orders("token", "--scope", "orders:read orders:read:any orders:fulfil")
@@ -257,6 +277,7 @@ async def test_up_serves_what_it_prints_stops_on_sigterm_and_keeps_its_data(home
         again_lines = [json.loads(line) for line in out.splitlines()]
         assert {line["event_id"] for line in again_lines} == {line["event_id"] for line in lines}
         await _an_order_is_watched_to_its_end(home, again, order)
+        await _an_order_is_sent_to_an_address_of_its_buyers(home, again, product)
 
 
 @dataclass(frozen=True)
