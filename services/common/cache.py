@@ -5,9 +5,9 @@ Nothing here fails a request: whatever the cache does, the database can answer.
 
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from typing import Final, TypeVar
 
 import structlog
@@ -16,12 +16,14 @@ from prometheus_client import Counter
 from services.common.breaker import Breaker, BreakerOpenError
 from services.common.cache_store import Lease, Store
 from services.common.cached import VERSION_MAX, Answer, Entry, Key, Outcome, decode
+from services.common.gathering import Gathering
 from services.common.single_flight import SingleFlight
 
 T = TypeVar("T")
 Load = Callable[[], Awaitable[Entry | None]]
 
 CALL_SECONDS: Final = 0.1  # of one call to the server, all of it: a local one takes less than 1 ms
+COMMANDS_MAX: Final = 256  # whose keys are invalidated in one call
 FAILURES: Final = 5  # in a row, then the server is left alone
 RESET_SECONDS: Final = 1.0  # what is not invalidated meanwhile waits for the relay
 SAY_SECONDS: Final = 1.0  # a line of log for the failures of as long; all are counted
@@ -56,6 +58,9 @@ class Cache:
         self._store = store
         self._breaker = breaker
         self._flights = SingleFlight()
+        # One by one: by then there is more to ask at once. Where a call asks for one thing only it would be a queue.
+        self._gets = Gathering(self._get, most=store.gets_max, one_by_one=store.gets_max > 1)
+        self._invalidations = Gathering(self._invalidate, most=COMMANDS_MAX, one_by_one=True)
         self._said_at = float("-inf")
 
     async def read(self, key: Key, load: Load, *, reader: str | None, min_version: int = 0) -> Answer | None:
@@ -66,7 +71,7 @@ class Cache:
         """
         answer = await self._read(key, load, reader, min_version)
         outcome: Outcome = "miss" if answer is None else answer.outcome
-        cache_requests_total.labels(key.kind.name, outcome).inc()
+        _requests(key.kind.name, outcome).inc()
         # Asked of every answer, cached or not, and whoever has loaded it.
         return answer if answer and reader in (None, answer.entry.owner) else None
 
@@ -75,26 +80,39 @@ class Cache:
 
         To be called after the commit and before it is acknowledged. The relay says it again, so False fails nothing.
         """
-        left = list(versions.items())
+        return await self._invalidations.ask(versions)
+
+    async def close(self) -> None:
+        """No read is under way and no connection is open."""
+        await self._flights.close()
+        await self._gets.close()
+        await self._invalidations.close()
+        await self._store.close()
+
+    async def _get(self, keys: Sequence[Key]) -> Sequence[bytes | None]:
+        return await self._called("get", lambda: self._store.get(keys))
+
+    async def _invalidate(self, several: Sequence[Mapping[Key, int]]) -> Sequence[bool]:
+        """Whether the cache has been told of them: of all, or it is said of none."""
+        newest: dict[Key, int] = {}
+        for versions in several:
+            for key, version in versions.items():
+                newest[key] = max(version, newest.get(key, version))
+        left = list(newest.items())
         while left:
             now, left = dict(left[: self._store.keys_max]), left[self._store.keys_max :]
             try:
                 await self._called("invalidate", partial(self._store.invalidate, now))
             except _AwayError:
                 cache_invalidations_total.labels("failed").inc(len(now) + len(left))
-                return False
+                return [False] * len(several)
             cache_invalidations_total.labels("sent").inc(len(now))
-        return True
-
-    async def close(self) -> None:
-        """No read is under way and no connection is open."""
-        await self._flights.close()
-        await self._store.close()
+        return [True] * len(several)
 
     async def _read(self, key: Key, load: Load, reader: str | None, min_version: int) -> Answer | None:
         least, away = min_version, False
         try:
-            value = await self._called("get", lambda: self._store.get(key))
+            value = await self._gets.ask(key)
         except _AwayError:
             away = True
         else:
@@ -168,6 +186,11 @@ class Cache:
         if now - self._said_at > SAY_SECONDS:
             self._said_at = now
             log.warning("cache.failed", part=part, error=repr(error))
+
+
+@cache
+def _requests(kind: str, outcome: Outcome) -> Counter:
+    return cache_requests_total.labels(kind, outcome)
 
 
 class _AwayError(Exception):

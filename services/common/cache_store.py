@@ -1,6 +1,6 @@
 """What the protocol of `cache` needs of a server. Everything here may fail in any way the driver knows."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -23,10 +23,11 @@ class Lease:
 class Store(Protocol):
     """A cache server."""
 
+    gets_max: int  # values asked for in one call
     keys_max: int  # that it invalidates in one call, in much less time than a call is given
 
-    async def get(self, key: Key) -> bytes | None:
-        """The value there is."""
+    async def get(self, keys: Sequence[Key]) -> Sequence[bytes | None]:
+        """The value there is of each. One round trip."""
 
     async def lease(self, key: Key, min_version: int) -> Lease | bytes | None:
         """The value there is, if it has that version; or else a lease; None when somebody else has it."""

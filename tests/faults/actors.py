@@ -1,7 +1,7 @@
 """Who takes part in an interleaving: each makes one call at a time, and waits until it is let through."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -79,10 +79,11 @@ class Stepped:
 
     store: Store
     actor: Actor
+    gets_max: int = 1
     keys_max: int = 1
 
-    async def get(self, key: Key) -> bytes | None:
-        return await self.actor.step("get", lambda: self.store.get(key))
+    async def get(self, keys: Sequence[Key]) -> Sequence[bytes | None]:
+        return await self.actor.step("get", lambda: self.store.get(keys))
 
     async def lease(self, key: Key, min_version: int) -> Lease | bytes | None:
         return await self.actor.step("lease", lambda: self.store.lease(key, min_version))

@@ -8,7 +8,7 @@ import pytest
 from redis.asyncio import Redis
 
 from services.common import cache_valkey
-from services.common.cache_valkey import ValkeyStore
+from services.common.cache_valkey import Script, ValkeyStore
 from tests.faults.exploration import explore
 from tests.faults.interleavings import AT_REST, READ_OLD, TOO_LONG
 from tests.faults.valkey import serving
@@ -45,15 +45,15 @@ async def store(valkey_url: str) -> AsyncIterator[ValkeyStore]:
 @asynccontextmanager
 async def changed(url: str, script: str, *changes: tuple[str, str]) -> AsyncIterator[ValkeyStore]:
     """A store of which `script` has other words."""
-    text = getattr(cache_valkey, script)
+    text = getattr(cache_valkey, script).text
     for part, instead in changes:
         assert text.count(part) == 1, f"{script} does not have {part!r}"
         text = text.replace(part, instead)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cache_valkey, script, text)
+        patch.setattr(cache_valkey, script, Script(text))
         opened = ValkeyStore(url)
-    yield opened
-    await opened.close()
+        yield opened
+        await opened.close()
 
 
 async def test_whatever_one_fault_comes_where_no_replaced_value_stays(store: ValkeyStore, redis: Redis) -> None:
