@@ -58,7 +58,7 @@ local ids = {{{ids}}}
 local n = 0
 request = function()
   n = n % #ids + 1
-  return wrk.format("GET", "/v1/orders/" .. ids[n], {{["Authorization"] = "Bearer {token}"{condition}}})
+  return wrk.format("GET", "{path}" .. ids[n], {{["Authorization"] = "Bearer {token}"{condition}}})
 end
 response = function(status) if status ~= {status} then print("unexpected status " .. status) os.exit(1) end end
 """
@@ -94,7 +94,7 @@ class Row:
     limit_script: Callable[[], str] | None = None  # where it is another
 
 
-async def main(rounds: int, seconds: int) -> None:
+async def main(rounds: int, seconds: int, only: str) -> None:
     """Run and print."""
     if shutil.which("wrk") is None:
         raise SystemExit("wrk is missing: apt-get install wrk")
@@ -122,7 +122,8 @@ async def main(rounds: int, seconds: int) -> None:
         async with Stack(settings, processes=tuple(ours), prepare=prepare) as stack:
             await seed.seed(stack.addresses.postgres, products=PRODUCTS, stock=STOCK, orders=0, months=1, seed=1)
             for row in await rows(stack):
-                await compare(row, stack, rounds, seconds)
+                if only in row.name:
+                    await compare(row, stack, rounds, seconds)
 
 
 def script_of(process: Process) -> tuple[str, ...]:
@@ -163,16 +164,20 @@ async def rows(stack: Stack) -> list[Row]:
     def place() -> str:
         return PLACE.format(prefix=secrets.token_hex(6), token=token, bodies=", ".join(f"'{body}'" for body in bodies))
 
-    def get(status: int = 200, condition: str = "") -> Callable[[], str]:
+    def get(path: str = "/v1/orders/", status: int = 200, condition: str = "") -> Callable[[], str]:
         listed = ", ".join(f'"{order}"' for order in orders)
-        return lambda: GET.format(ids=listed, token=token, status=status, condition=condition)
+        return lambda: GET.format(ids=listed, token=token, path=path, status=status, condition=condition)
+
+    not_new = get(status=304, condition=NOT_NEW)
 
     return [
         Row("POST", API, "bare", place),
         Row("POST with the cache, and without", API, UNCACHED, place),
         Row("GET without cache", UNCACHED, "bare", get()),
-        Row("GET cached", API, "constant", get()),
-        Row("GET 304", API, "constant", get(304, NOT_NEW), get()),
+        Row("GET cached, against constant bytes", API, "bare", get(), get("/v1/constant/")),
+        Row("GET 304, against constant bytes", API, "bare", not_new, get("/v1/constant/")),
+        Row("GET cached, against constant bytes on our own HTTP layer", API, "constant", get()),
+        Row("GET 304, against constant bytes on our own HTTP layer", API, "constant", not_new, get()),
     ]
 
 
@@ -213,5 +218,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=5)
+    parser.add_argument("--only", default="", help="rows whose name has this")
     arguments = parser.parse_args()
-    asyncio.run(main(arguments.rounds, arguments.seconds))
+    asyncio.run(main(arguments.rounds, arguments.seconds, arguments.only))

@@ -8,10 +8,12 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache, partial
+from math import inf
 from typing import Final, TypeVar
 
 import structlog
 from prometheus_client import Counter
+from pybreaker import STATE_CLOSED
 
 from services.common.breaker import Breaker, BreakerOpenError
 from services.common.cache_store import Lease, Store
@@ -40,12 +42,12 @@ cache_invalidations_total = Counter("cache_invalidations_total", "Keys invalidat
 cache_failures_total = Counter("cache_failures_total", "Calls to the cache that failed", ["part"])
 
 
-def breaker(call_seconds: float = CALL_SECONDS) -> Breaker:
+def breaker(call_seconds: float = CALL_SECONDS, failures: int = FAILURES) -> Breaker:
     """For the calls of one cache. What cannot be stored says nothing about the server."""
     return Breaker(
         "cache",
         deadline_seconds=call_seconds,
-        failures=FAILURES,
+        failures=failures,
         reset_seconds=RESET_SECONDS,
         healthy=(ValueError,),
     )
@@ -61,6 +63,8 @@ class Cache:
         # One by one: by then there is more to ask at once. Where a call asks for one thing only it would be a queue.
         self._gets = Gathering(self._get, most=store.gets_max, one_by_one=store.gets_max > 1)
         self._invalidations = Gathering(self._invalidate, most=COMMANDS_MAX, one_by_one=True)
+        # After an outage what was stored before is not believed: what was replaced meanwhile, nobody may have told it.
+        self._believed_from_ms = 0.0
         self._said_at = float("-inf")
 
     async def read(self, key: Key, load: Load, *, reader: str | None, min_version: int = 0) -> Answer | None:
@@ -75,12 +79,13 @@ class Cache:
         # Asked of every answer, cached or not, and whoever has loaded it.
         return answer if answer and reader in (None, answer.entry.owner) else None
 
-    async def invalidate(self, versions: Mapping[Key, int]) -> bool:
+    async def invalidate(self, versions: Mapping[Key, int], *, spare: bool = False) -> bool:
         """No version older than these is cached or will be; False when that could not be told to the cache.
 
-        To be called after the commit and before it is acknowledged. The relay says it again, so False fails nothing.
+        To be called after the commit and before it is acknowledged. The relay says it again, so False fails nothing; it
+        asks to `spare` values that are new enough, which a reader may have stored since.
         """
-        return await self._invalidations.ask(versions)
+        return await self._invalidations.ask((versions, spare))
 
     async def close(self) -> None:
         """No read is under way and no connection is open."""
@@ -92,17 +97,18 @@ class Cache:
     async def _get(self, keys: Sequence[Key]) -> Sequence[bytes | None]:
         return await self._called("get", lambda: self._store.get(keys))
 
-    async def _invalidate(self, several: Sequence[Mapping[Key, int]]) -> Sequence[bool]:
+    async def _invalidate(self, several: Sequence[tuple[Mapping[Key, int], bool]]) -> Sequence[bool]:
         """Whether the cache has been told of them: of all, or it is said of none."""
         newest: dict[Key, int] = {}
-        for versions in several:
+        spare = all(spared for _, spared in several)
+        for versions, _ in several:
             for key, version in versions.items():
                 newest[key] = max(version, newest.get(key, version))
         left = list(newest.items())
         while left:
             now, left = dict(left[: self._store.keys_max]), left[self._store.keys_max :]
             try:
-                await self._called("invalidate", partial(self._store.invalidate, now))
+                await self._called("invalidate", partial(self._store.invalidate, now, spare=spare))
             except _AwayError:
                 cache_invalidations_total.labels("failed").inc(len(now) + len(left))
                 return [False] * len(several)
@@ -134,6 +140,8 @@ class Cache:
             else:
                 if isinstance(given, Lease):
                     lease = given
+                    if self._believed_from_ms == inf:  # the first after an outage
+                        self._believed_from_ms = lease.at_ms
                 elif given is not None and (found := self._decoded(key, given)):
                     return found
         try:
@@ -168,16 +176,21 @@ class Cache:
         except ValueError as error:  # another release's format, or another's value: the next fill replaces it
             self._count("decode", error)
             return None
-        return Answer(entry, "hit", max(0.0, time.time() - at_ms / 1000))
+        if at_ms < self._believed_from_ms:
+            return None
+        return Answer(entry, "hit", max(0.0, time.time() - at_ms / 1000), at_ms)
 
     async def _called(self, part: str, call: Callable[[], Awaitable[T]]) -> T:
         """What the server says, in time; _AwayError when it does not or is left alone, whatever the reason."""
         try:
             return await self._breaker.call(call)
         except BreakerOpenError as error:  # counted there
+            self._believed_from_ms = inf
             raise _AwayError from error
         except Exception as error:
             self._count(part, error)
+            if self._breaker.state != STATE_CLOSED:
+                self._believed_from_ms = inf
             raise _AwayError from error
 
     def _count(self, part: str, error: Exception) -> None:
@@ -185,7 +198,7 @@ class Cache:
         now = time.monotonic()
         if now - self._said_at > SAY_SECONDS:
             self._said_at = now
-            log.warning("cache.failed", part=part, error=repr(error))
+            log.warning("cache.failed", part=part, error=f"{type(error).__name__}: {error}")
 
 
 @cache

@@ -46,7 +46,7 @@ class ClusterStore(ScriptedStore):
         """See `Store`."""
         return [cast("bytes | None", await self._ask("GET", key.value)) for key in keys]
 
-    async def invalidate(self, versions: Mapping[Key, int]) -> None:
+    async def invalidate(self, versions: Mapping[Key, int], *, spare: bool = False) -> None:
         """See `Store`."""
         cluster = await self._ready()
         by_slot: dict[int, dict[Key, int]] = defaultdict(dict)
@@ -54,8 +54,9 @@ class ClusterStore(ScriptedStore):
             by_slot[cluster.keyslot(key.value)][key] = version
         # All names are told, so that a slot that is half moved refuses it instead of missing what is elsewhere.
         calls: list[tuple[str | int, ...]] = [
-            (3 * len(keys), *names(keys, "value"), *names(keys, "lease"), *names(keys, "fence"), *invalidation(keys))
+            (3 * len(keys), *told, *invalidation(keys, spare=spare))
             for keys in by_slot.values()
+            for told in [(*names(keys, "value"), *names(keys, "lease"), *names(keys, "fence"))]
         ]
         for command, text in (("EVALSHA", INVALIDATE.sha), ("EVAL", INVALIDATE.text)):
             pipeline = cluster.pipeline()

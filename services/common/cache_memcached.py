@@ -80,8 +80,11 @@ class MemcachedStore:
         if held.data == lease.token:
             await self._ask(line, b"md %s C%s\r\n" % (place, held.flag(b"c")))
 
-    async def invalidate(self, versions: Mapping[Key, int]) -> None:
-        """See `Store`. Two round trips, and two more for what another invalidates at the same time."""
+    async def invalidate(self, versions: Mapping[Key, int], *, spare: bool = False) -> None:  # noqa: ARG002 # see below
+        """See `Store`. Two round trips, and two more for what another invalidates at the same time.
+
+        It spares nothing: to know a value's version here is to be sent all of it.
+        """
         line = await self._line()
         left = [(name(key.value), name(key.fence), version) for key, version in versions.items()]
         seconds = lasting(FENCE_TTLS * max(key.kind.ttl_ms for key in versions))

@@ -38,8 +38,11 @@ class Store(Protocol):
     async def release(self, key: Key, lease: Lease) -> None:
         """Others may have a lease: there was nothing to store."""
 
-    async def invalidate(self, versions: Mapping[Key, int]) -> None:
-        """No older value is there, nor will be stored by whoever has a lease now. One round trip (per node)."""
+    async def invalidate(self, versions: Mapping[Key, int], *, spare: bool = False) -> None:
+        """No older value is there, nor will be stored by whoever has a lease now. One round trip (per node).
+
+        With `spare`, a value that is at least as new may stay; without, it goes, too, as asking would take time.
+        """
 
     async def close(self) -> None:
         """No connection is open."""

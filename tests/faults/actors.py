@@ -94,8 +94,8 @@ class Stepped:
     async def release(self, key: Key, lease: Lease) -> None:
         return await self.actor.step("release", lambda: self.store.release(key, lease))
 
-    async def invalidate(self, versions: Mapping[Key, int]) -> None:
-        return await self.actor.step("invalidate", lambda: self.store.invalidate(versions))
+    async def invalidate(self, versions: Mapping[Key, int], *, spare: bool = False) -> None:
+        return await self.actor.step("invalidate", lambda: self.store.invalidate(versions, spare=spare))
 
     async def close(self) -> None:
         """The store belongs to all."""

@@ -94,7 +94,7 @@ async def test_without_the_absolute_expiry_a_late_fill_outlives_its_ttl(valkey_u
 
 
 async def test_without_deleting_the_lease_a_late_fill_follows_an_evicted_fence(valkey_url: str, redis: Redis) -> None:
-    async with changed(valkey_url, "INVALIDATE", (", name(KEYS[number], 'l')", "")) as store:
+    async with changed(valkey_url, "INVALIDATE", ("delete(leases)", "")) as store:
         violation = (await explore(store, redis, faults_max=1)).violation
     assert violation
     assert violation.what == AT_REST

@@ -62,13 +62,13 @@ async def test_one_by_one_what_is_asked_meanwhile_is_the_next_call_which_began_a
 async def test_otherwise_no_call_waits_for_another() -> None:
     server = Server()
     gathering = Gathering(server.double, most=10)
-    asked = []
+    asked: list[asyncio.Task[int]] = []
     for number in (1, 2):
         asked.append(asyncio.create_task(gathering.ask(number)))
         await turns()
     assert server.calls == [[1], [2]]
     server.let.set()
-    assert await asyncio.gather(*asked) == [2, 4]
+    assert [await task for task in asked] == [2, 4]
 
 
 @pytest.mark.parametrize("one_by_one", [False, True])
@@ -81,7 +81,7 @@ async def test_who_is_cancelled_takes_nobody_with_it(one_by_one: bool) -> None:
     await turns()
     assert asked[1].cancelled()
     server.let.set()
-    assert await asyncio.gather(asked[0], asked[2]) == [2, 6]
+    assert [await asked[0], await asked[2]] == [2, 6]
     assert await gathering.ask(5) == 10
 
 
