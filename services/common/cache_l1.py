@@ -7,7 +7,7 @@ What is held is dropped as soon as the cache tells that it was replaced, and use
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 
 from prometheus_client import Counter, Gauge
 
@@ -50,9 +50,9 @@ class L1Cache(Cache):
     ) -> None:
         super().__init__(store, breaker)
         self._monotonic = monotonic
-        held = {kind.prefix: (kind, Memory(kind.l1)) for kind in kinds if kind.l1 is not None}
-        self._memories = {prefix: memory for prefix, (_, memory) in held.items()}
-        self._watch = Watch(connect([kind for kind, _ in held.values()]), self._drop, self._flush, monotonic)
+        self._kinds = [kind for kind in kinds if kind.l1]
+        self._memories = {kind.prefix: Memory(kind.l1) for kind in self._kinds if kind.l1}
+        self._watch = Watch(connect(self._kinds), self._drop, self._flush, monotonic)
 
     async def invalidate(self, versions: Mapping[Key, int], *, spare: bool = False) -> bool:
         """See `Cache`. This process holds none of them afterwards, whatever the server has said."""
@@ -77,7 +77,7 @@ class L1Cache(Cache):
         if memory is None:
             return await super()._read(key, load, reader, min_version)
         if not self._watch.fresh:
-            self._begin(key.kind, memory)
+            self._begin()
             _requests(key.kind.name, "off").inc()
             return await super()._read(key, load, reader, min_version)
         held = self.held(key)
@@ -105,11 +105,15 @@ class L1Cache(Cache):
         left_ms = answer.at_ms + ttl_ms - self._watch.server_ms()
         return Held(answer.entry, answer.at_ms, self._monotonic() + left_ms / 1000) if left_ms > 0 else None
 
-    def _begin(self, kind: Kind, memory: Memory) -> None:
-        cache_l1_entries.labels(kind.name).set_function(lambda: len(memory))
-        cache_l1_bytes.labels(kind.name).set_function(lambda: memory.bytes)
-        cache_l1_heartbeat_age_seconds.labels(kind.name).set_function(lambda: self._watch.age_seconds)
+    def _begin(self) -> None:
+        if self._watch.started:
+            return
         self._watch.start()
+        for kind in self._kinds:
+            memory = self._memories[kind.prefix]
+            cache_l1_entries.labels(kind.name).set_function(memory.__len__)
+            cache_l1_bytes.labels(kind.name).set_function(partial(getattr, memory, "bytes"))
+            cache_l1_heartbeat_age_seconds.labels(kind.name).set_function(lambda: self._watch.age_seconds)
 
     def _drop(self, fence: str) -> None:
         memory = self._memories.get(fence.partition(":f:")[0])

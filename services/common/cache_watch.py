@@ -63,10 +63,14 @@ class Watch:
         self._pause = PAUSE_SECONDS_MIN
         self._task: asyncio.Task[None] | None = None
 
+    @property
+    def started(self) -> bool:
+        """It was begun."""
+        return self._task is not None
+
     def start(self) -> None:
-        """It begins, unless it has begun."""
-        if self._task is None:
-            self._task = asyncio.create_task(self._run(), name="cache-watch")
+        """It begins."""
+        self._task = asyncio.create_task(self._run(), name="cache-watch")
 
     async def close(self) -> None:
         """Nothing runs and no connection is open."""
@@ -94,6 +98,9 @@ class Watch:
                 await self._follow()
             except Exception as error:  # noqa: BLE001  whatever it is, it is told, and tried again
                 self._failed(error.exceptions[0] if isinstance(error, ExceptionGroup) else error)
+            # Told to end while something failed, a TaskGroup raises the failure alone.
+            if (this := asyncio.current_task()) is not None and this.cancelling():
+                return
             await asyncio.sleep(self._pause)
             self._pause = min(self._pause * 2, PAUSE_SECONDS_MAX)
 

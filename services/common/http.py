@@ -70,7 +70,7 @@ class Route:
     Without one it is no operation but a page for people, and not described.
     """
 
-    method: Literal["GET", "POST", "PUT"]
+    method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
     path: str
     endpoint: Endpoint | OpenEndpoint
     policy: Public | AnyOf
@@ -108,8 +108,8 @@ def header(request: Request, name: bytes) -> str | None:
     return None if value is None else value.decode("latin-1")
 
 
-async def read_body(request: Request, *, may_be_empty: bool = False) -> bytes:
-    """The body, which is said to be JSON. 413 `body_too_large`, 415 `media_type`."""
+async def read_body(request: Request, *, may_be_empty: bool = False, media_types: tuple[str, ...] = (JSON,)) -> bytes:
+    """The body, which is said to be of one of these types. 413 `body_too_large`, 415 `media_type`."""
     body = bytearray()
     declared = request.headers.get("content-length", "")
     too_large = _DIGITS.match(declared) is not None and (len(declared) > 9 or int(declared) > BODY_BYTES_MAX)
@@ -127,9 +127,10 @@ async def read_body(request: Request, *, may_be_empty: bool = False) -> bytes:
         )
     if not body and may_be_empty:
         return b""
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != JSON:
-        taken = "Accept-Post" if request.method == "POST" else "Accept"  # RFC 9110, section 15.5.16
-        raise DomainError("media_type", 415, f"Send {JSON}.", headers={taken: JSON})
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() not in media_types:
+        # RFC 9110, section 15.5.16; W3C Linked Data Platform, section 7.1; RFC 5789, section 3.1
+        taken = {"POST": "Accept-Post", "PATCH": "Accept-Patch"}.get(request.method, "Accept")
+        raise DomainError("media_type", 415, f"Send {media_types[0]}.", headers={taken: ", ".join(media_types)})
     return bytes(body)
 
 

@@ -177,9 +177,9 @@ async def test_a_kind_without_room_is_not_held_and_nothing_listens_for_it(opened
     for _ in range(3):
         await read(cache, row)
     assert cache.held(row.key) is None
-    assert cache._watch._task is None
+    assert not cache._watch.started
     await cache.invalidate({Row().key: 1})
-    assert cache._watch._task is None  # nor for who only invalidates
+    assert not cache._watch.started  # nor for who only invalidates
 
 
 def test_stock_is_held_and_orders_are_not() -> None:
