@@ -100,6 +100,7 @@ class SteppedStore:
 
     async def invalidate(self, versions: Mapping[Key, int], *, spare: bool = False) -> None:
         """See `Store`."""
+        del spare  # writers never do
         writer = self.world.actors[WRITER]
         await writer.step("invalidate", lambda: self.world.invalidated(versions))
         if self.world.own:
