@@ -9,12 +9,13 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from services.catalog import tables as catalog
+from services.customers import tables as customers
 from services.orders import tables as orders
 from services.payments import tables as payments
 from services.relay import tables as relay
 
 MIGRATION_LOCK = 0x6F7264657273  # "orders": two migrations at once wait for each other
-SCHEMAS = {"orders", "catalog", "payments", "relay"}
+SCHEMAS = {"orders", "catalog", "customers", "payments", "relay"}
 
 
 def include_name(name: str | None, kind: str, _parents: Any) -> bool:
@@ -38,7 +39,7 @@ def run(connection: sa.Connection) -> None:
 
     context.configure(
         connection=connection,
-        target_metadata=[orders.metadata, catalog.metadata, payments.metadata, relay.metadata],
+        target_metadata=[orders.metadata, catalog.metadata, customers.metadata, payments.metadata, relay.metadata],
         include_schemas=True,
         include_name=include_name,
         include_object=include_object,

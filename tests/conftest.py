@@ -17,6 +17,7 @@ import uvicorn
 
 from services.catalog.settings import CatalogSettings
 from services.cli import migrate
+from services.customers.settings import CustomersSettings
 from services.embedded import issuer as issuer_process
 from services.embedded.addresses import with_user
 from services.embedded.room import free_port_base
@@ -24,6 +25,7 @@ from services.embedded.settings import StackSettings
 from services.embedded.supervisor import Stack
 from services.orders.settings import OrdersSettings
 from tests.catalog import Catalogue, opened_catalogue
+from tests.customers import Customers, opened_customers
 from tests.shop import AUDIENCE, Shop, opened_shop
 
 UNUSED_KAFKA = "127.0.0.1:1"
@@ -238,4 +240,21 @@ async def catalogue(
 ) -> AsyncIterator[Catalogue]:
     """catalog-api on an empty database, and somebody who may write."""
     async with opened_catalogue(catalog_settings, issuer[0], owner) as opened:
+        yield opened
+
+
+@pytest.fixture
+def customers_settings(as_role: AsRole, valkey_url: str, issuer: tuple[Path, str]) -> CustomersSettings:
+    """Settings of customers-api on the test's database, with the cache."""
+    return CustomersSettings(
+        postgres_url=as_role("customers_api"), valkey_url=valkey_url, issuer_url=issuer[1], audience=AUDIENCE
+    )
+
+
+@pytest.fixture
+async def customers(
+    customers_settings: CustomersSettings, issuer: tuple[Path, str], owner: "asyncpg.Connection[asyncpg.Record]"
+) -> AsyncIterator[Customers]:
+    """customers-api on an empty database, and somebody who may become a customer."""
+    async with opened_customers(customers_settings, issuer[0], owner) as opened:
         yield opened

@@ -9,7 +9,7 @@ from tests.faults.waiting import eventually
 
 CONNECTIONS: Final = 16
 SHARE: Final = 0.6
-STEPS: Final = (0.9, 0.8, 0.7, 0.6, 0.5)  # of what a closed loop gets
+STEPS: Final = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)  # of what a closed loop gets
 BEARABLE_SECONDS: Final = 0.2  # p99; above it a queue grows
 
 

@@ -17,12 +17,12 @@ from services.cli.target import FAILED, console
 from services.common.cache_watch import BOUND_SECONDS
 from services.contracts.cache import KINDS
 from services.embedded.settings import StackSettings
-from services.relay.invalidations import ORDERS_INVALIDATIONS
+from services.relay.invalidations import INVALIDATIONS
 from services.relay.settings import RelaySettings
 
 ANSWER_SECONDS: Final = 5.0  # a busy process renders its metrics between requests
 BREAKER: Final = {0: "closed", 1: "half-open", 2: "open"}
-QUEUE: Final = ORDERS_INVALIDATIONS.name
+QUEUES: Final = tuple(table.name for table in INVALIDATIONS)
 
 # What is counted of a kind: the metric, and its `outcome`.
 READS: Final = {
@@ -61,13 +61,13 @@ def cache(as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout."
 
 def reported(found: Mapping[str, Samples]) -> dict[str, Any]:
     """What the metrics of the processes say of the cache; without the processes that have none."""
-    waiting = (  # of the table: each relay sees all of it
+    waiting = (  # of the tables: each relay sees all of them
         {
-            "rows": int(rows),
-            "oldest_seconds": _of(samples, "outbox_oldest_age_seconds", outbox=QUEUE),
+            "rows": sum(_count(samples, "outbox_depth", outbox=name) for name in QUEUES),
+            "oldest_seconds": max(_of(samples, "outbox_oldest_age_seconds", outbox=name) or 0.0 for name in QUEUES),
         }
         for samples in found.values()
-        if (rows := _of(samples, "outbox_depth", outbox=QUEUE)) is not None
+        if _of(samples, "outbox_depth", outbox=QUEUES[0]) is not None
     )
     return {
         "processes": {

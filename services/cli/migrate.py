@@ -19,6 +19,7 @@ ROLES = (
     "orders_projector",
     "orders_maintenance",
     "catalog_api",
+    "customers_api",
     "payments_worker",
     "outbox_relay",
     "orders_inspect",

@@ -10,6 +10,8 @@ import orjson
 from services.catalog import api as catalog
 from services.catalog.settings import CatalogSettings
 from services.common.http import Application
+from services.customers import api as customers
+from services.customers.settings import CustomersSettings
 from services.orders import api as orders
 from services.orders.settings import OrdersSettings
 
@@ -36,6 +38,10 @@ class Api:
 ORDERS: Final = Api(DOCS / "openapi.json", lambda: orders.create_app(OrdersSettings(issuer_url=ISSUER)))
 CATALOG: Final = Api(DOCS / "openapi-catalog.json", lambda: catalog.create_app(CatalogSettings(issuer_url=ISSUER)))
 
+CUSTOMERS: Final = Api(
+    DOCS / "openapi-customers.json", lambda: customers.create_app(CustomersSettings(issuer_url=ISSUER))
+)
+
 if __name__ == "__main__":
-    for api in (ORDERS, CATALOG):
+    for api in (ORDERS, CATALOG, CUSTOMERS):
         api.file.write_bytes(api.rendered())

@@ -302,10 +302,16 @@ async def retried(operation: Callable[[], Awaitable[T]]) -> T:
 
 
 def translate(error: Exception) -> Exception:
-    """What a driver's error means: a refusal, something that may be tried again, or (a bug) the error itself."""
+    """What a driver's error means: a refusal, something that may be tried again, or (a bug) the error itself.
+
+    Its DETAIL is taken off it: that quotes the row that was refused, and a traceback would bring it into the log.
+    """
+    detail = None
+    if isinstance(error, asyncpg.PostgresError):
+        detail, error.detail = error.detail, None
     match error:
         case asyncpg.PostgresError() if error.sqlstate == REFUSED:
-            return Refused(str(error.args[0]), orjson.loads(error.detail or "{}"))
+            return Refused(str(error.args[0]), orjson.loads(detail or "{}"))
         case asyncpg.CheckViolationError() if error.constraint_name is None:
             return unavailable("There is no partition for now yet.", retry_after_seconds=10)
         case asyncpg.CheckViolationError():

@@ -39,6 +39,8 @@ DRAIN_BYTES_MAX: Final = 32 * 1024 * 1024  # read and thrown away after a refusa
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})  # a client may invent others
 SLOW_SECONDS: Final = 0.2  # the objective for a response
 
+HEADERS: Final = "headers"  # in the state of a request's scope: {name in lower case: value}
+
 OF_DOCS: Final = "The page /docs takes Swagger UI from a public CDN; this document, /openapi.json, needs nothing else."
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}\Z")
@@ -67,7 +69,7 @@ class Route:
     Without one it is no operation but a page for people, and not described.
     """
 
-    method: Literal["GET", "POST", "PUT"]
+    method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
     path: str
     endpoint: Endpoint | OpenEndpoint
     policy: Public | AnyOf
@@ -85,6 +87,12 @@ class JsonResponse(Response):
         """JSON in UTF-8 (RFC 8259); bytes are taken as they are."""
         return content if isinstance(content, bytes) else orjson.dumps(content)
 
+    def init_headers(self, headers: Mapping[str, str] | None = None) -> None:
+        """As Starlette's, for a body that is always there and of which `headers` say neither length nor type."""
+        self.raw_headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in (headers or {}).items()]
+        self.raw_headers.append((b"content-length", b"%d" % len(self.body)))
+        self.raw_headers.append((b"content-type", self.media_type.encode()))
+
 
 def problem(error: DomainError, path: str) -> Response:
     """The problem document of `error` (RFC 9457); the same for the same refusal but for `instance`, made of `path`."""
@@ -93,8 +101,14 @@ def problem(error: DomainError, path: str) -> Response:
     return JsonResponse(content, status_code=error.status, headers=error.headers, media_type=PROBLEM)
 
 
-async def read_body(request: Request, *, may_be_empty: bool = False) -> bytes:
-    """The body, which is said to be JSON. 413 `body_too_large`, 415 `media_type`."""
+def header(request: Request, name: bytes) -> str | None:
+    """The header of that name, in lower case; of several the last. Found at once, where Starlette walks through all."""
+    value = request.scope["state"][HEADERS].get(name)
+    return None if value is None else value.decode("latin-1")
+
+
+async def read_body(request: Request, *, may_be_empty: bool = False, media_types: tuple[str, ...] = (JSON,)) -> bytes:
+    """The body, which is said to be of one of these types. 413 `body_too_large`, 415 `media_type`."""
     body = bytearray()
     declared = request.headers.get("content-length", "")
     too_large = _DIGITS.match(declared) is not None and (len(declared) > 9 or int(declared) > BODY_BYTES_MAX)
@@ -112,9 +126,10 @@ async def read_body(request: Request, *, may_be_empty: bool = False) -> bytes:
         )
     if not body and may_be_empty:
         return b""
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != JSON:
-        taken = "Accept-Post" if request.method == "POST" else "Accept"  # RFC 9110, section 15.5.16
-        raise DomainError("media_type", 415, f"Send {JSON}.", headers={taken: JSON})
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() not in media_types:
+        # RFC 9110, section 15.5.16; W3C Linked Data Platform, section 7.1; RFC 5789, section 3.1
+        taken = {"POST": "Accept-Post", "PATCH": "Accept-Patch"}.get(request.method, "Accept")
+        raise DomainError("media_type", 415, f"Send {media_types[0]}.", headers={taken: ", ".join(media_types)})
     return bytes(body)
 
 
@@ -249,8 +264,8 @@ def _guarded(route: Route, verifier: TokenVerifier) -> Guarded:
         try:
             if isinstance(policy, Public):
                 return await endpoint(request)  # type: ignore[call-arg] # a public endpoint takes no claims
-            header = request.headers.get("authorization")
-            claims = verifier.recall(header) or await verifier.verify(header)
+            authorization = header(request, b"authorization")
+            claims = verifier.recall(authorization) or await verifier.verify(authorization)
             if policy.scopes:
                 require(claims, *policy.scopes)
             return await endpoint(request, claims)  # type: ignore[call-arg] # and this one does
@@ -306,7 +321,7 @@ class Application:
         made = os.urandom(24).hex()
         request_id = _text(headers.get(b"x-request-id"), _REQUEST_ID) or made[32:]
         traceparent = _text(headers.get(b"traceparent"), TRACEPARENT) or f"00-{made[:32]}-{made[32:]}-01"
-        scope.setdefault("state", {})["traceparent"] = traceparent
+        scope.setdefault("state", {}).update({"traceparent": traceparent, HEADERS: headers})
         timings = metrics.Timings()
         metrics.request_timings.set(timings)
         request_context.set({"request_id": request_id, "traceparent": traceparent})
@@ -372,8 +387,10 @@ def _headers(response: Response, request_id: str, timings: metrics.Timings) -> l
         (b"x-request-id", request_id.encode()),
         (b"x-content-type-options", b"nosniff"),
     ]
-    if not any(name == b"cache-control" for name, _ in response.raw_headers):
-        common.append((b"cache-control", b"private, no-store"))
+    for name, _ in response.raw_headers:
+        if name == b"cache-control":
+            return common
+    common.append((b"cache-control", b"private, no-store"))
     return common
 
 

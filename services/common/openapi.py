@@ -15,6 +15,7 @@ from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 Refusals = dict[str, tuple[int, str]]  # code -> (HTTP status, what a person is told)
 
 JSON: Final = "application/json"
+MERGE_PATCH: Final = "application/merge-patch+json"  # RFC 7396
 PROBLEM: Final = "application/problem+json"
 PROBLEM_TYPES: Final = "urn:problem:"  # RFC 9457, section 3.1.1: an identifier that needs no resolving
 ULID_EXAMPLE: Final = "01JD5Q0000E2WXGF4K4Z7D3M5T"
@@ -27,7 +28,7 @@ INVALID: Final[Refusals] = {"invalid": (422, "The request is not valid; `errors`
 UNAVAILABLE: Final[Refusals] = {"unavailable": (503, "A part this cannot work without is away; try again.")}
 BODY: Final[Refusals] = {
     "body_too_large": (413, "The body has more bytes than are taken."),
-    "media_type": (415, f"The body is not {JSON}."),
+    "media_type": (415, f"The body is not of a media type that is taken, such as {JSON}."),
     "malformed_json": (400, "The body is not JSON."),
     **INVALID,
 }
@@ -112,14 +113,16 @@ _OF_STATUS: Final[Mapping[int, tuple[str, ...]]] = {
 class Operation:
     """What an operation takes, answers with `status`, and refuses for reasons of its own.
 
+    No `answer`: nothing is said beyond the status.
     `may_create`: it also answers 201, with the Location of what it has made (RFC 9110, section 9.3.4).
     """
 
-    answer: type[BaseModel]
+    answer: type[BaseModel] | None
     status: int = 200
     may_create: bool = False
     body: type[BaseModel] | None = None
     body_required: bool = True
+    body_types: tuple[str, ...] = (JSON,)
     query: type[BaseModel] | None = None
     headers: tuple[Header, ...] = ()
     answer_headers: tuple[str, ...] = ()
@@ -210,7 +213,7 @@ class _Untitled(GenerateJsonSchema):
 def _models(operations: Sequence[Operation]) -> dict[str, dict[str, Any]]:
     """JSON Schemas by name: of bodies and queries as they are validated, of answers as they are sent."""
     taken = dict.fromkeys(model for op in operations for model in (op.body, op.query) if model is not None)
-    given = dict.fromkeys(op.answer for op in operations)
+    given = dict.fromkeys(op.answer for op in operations if op.answer is not None)
     _, schemas = models_json_schema(
         [(model, "validation") for model in taken] + [(model, "serialization") for model in given],
         ref_template="#/components/schemas/{model}",
@@ -251,7 +254,8 @@ def _operation(each: Described, models: Mapping[str, Any], instance: str) -> dic
     if parameters:
         made["parameters"] = parameters
     if operation.body is not None:
-        made["requestBody"] = {"required": operation.body_required, "content": {JSON: {"schema": _ref(operation.body)}}}
+        content = {media_type: {"schema": _ref(operation.body)} for media_type in operation.body_types}
+        made["requestBody"] = {"required": operation.body_required, "content": content}
     return made | {"responses": _responses(each, instance)}
 
 
@@ -275,7 +279,9 @@ def _responses(each: Described, instance: str) -> dict[str, Any]:
     return {str(status): answers[status] for status in sorted(answers)}
 
 
-def _answer(model: type[BaseModel], *headers: str) -> dict[str, Any]:
+def _answer(model: type[BaseModel] | None, *headers: str) -> dict[str, Any]:
+    if model is None:
+        return {"description": "It is done.", "headers": _headers(*headers)}
     return {
         "description": (model.__doc__ or "").partition("\n")[0],
         "headers": _headers(*headers),

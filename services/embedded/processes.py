@@ -12,6 +12,7 @@ from services.embedded.keys import DEVELOPMENT_CLIENT, callback_secret, clients
 from services.embedded.program import Program, answers
 from services.embedded.settings import (
     CATALOG,
+    CUSTOMERS,
     HOST,
     ISSUER,
     METRICS,
@@ -68,6 +69,14 @@ PROCESSES = (
     Process("orders-projector", role="orders_projector", metrics=METRICS + 4),
     Process(
         "catalog-api", role="catalog_api", port=CATALOG, metrics=METRICS + 3, ready_path="/readyz", endpoint="catalog"
+    ),
+    Process(
+        "customers-api",
+        role="customers_api",
+        port=CUSTOMERS,
+        metrics=METRICS + 7,
+        ready_path="/readyz",
+        endpoint="customers",
     ),
     Process("orders-api", role="orders_api", port=ORDERS, metrics=METRICS, ready_path="/readyz", endpoint="orders"),
     Process(

@@ -39,16 +39,16 @@ _READ: Final = """
 SELECT i.slice, i.position, i.keys::text AS keys, i.created_at
 FROM unnest(:slices) AS s (slice)
 CROSS JOIN LATERAL (
-    SELECT * FROM orders.invalidations i WHERE i.slice = s.slice ORDER BY i.position LIMIT :rows
+    SELECT * FROM {table} i WHERE i.slice = s.slice ORDER BY i.position LIMIT :rows
 ) i
 """
 
 # Index: primary key, one read a row; OFFSET 0 as in the deletion of an outbox's rows.
 _DELETE: Final = """
-DELETE FROM orders.invalidations WHERE ctid = ANY (ARRAY(
+DELETE FROM {table} WHERE ctid = ANY (ARRAY(
     SELECT i.row_id FROM unnest(:slices, :positions) AS d (slice, position)
     CROSS JOIN LATERAL (
-        SELECT i.ctid AS row_id FROM orders.invalidations i
+        SELECT i.ctid AS row_id FROM {table} i
         WHERE i.slice = d.slice AND i.position = d.position OFFSET 0) i
 ))
 """
@@ -56,14 +56,15 @@ DELETE FROM orders.invalidations WHERE ctid = ANY (ARRAY(
 _OLDEST: Final = """
 SELECT min(i.created_at)
 FROM generate_series(0, 15) AS s (slice)
-CROSS JOIN LATERAL (SELECT * FROM orders.invalidations i WHERE i.slice = s.slice ORDER BY i.position LIMIT 1) i
+CROSS JOIN LATERAL (SELECT * FROM {table} i WHERE i.slice = s.slice ORDER BY i.position LIMIT 1) i
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Invalidations:
-    """The table of them. A `Queue`."""
+    """The table of them that `service` writes to. A `Queue`."""
 
+    service: str
     name: str
     table: str
     oldest_sql: str
@@ -71,13 +72,19 @@ class Invalidations:
     delete: Statement
 
 
-ORDERS_INVALIDATIONS: Final = Invalidations(
-    name="orders.invalidations",
-    table="orders.invalidations",
-    oldest_sql=_OLDEST,
-    read=db.statement("orders_invalidations_read", _READ, TYPES),
-    delete=db.statement("orders_invalidations_delete", _DELETE, TYPES),
-)
+def _of(service: str) -> Invalidations:
+    table = f"{service}.invalidations"
+    return Invalidations(
+        service=service,
+        name=table,
+        table=table,
+        oldest_sql=_OLDEST.format(table=table),
+        read=db.statement(f"{service}_invalidations_read", _READ.format(table=table), TYPES),
+        delete=db.statement(f"{service}_invalidations_delete", _DELETE.format(table=table), TYPES),
+    )
+
+
+INVALIDATIONS: Final = (_of("orders"), _of("customers"))
 
 
 class Drain:

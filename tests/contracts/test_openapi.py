@@ -21,6 +21,7 @@ from services.common import http
 from services.common.errors import DomainError
 from services.common.http import Route
 from services.common.openapi import Described, Operation, document
+from services.customers import routes as customers
 from services.orders import routes as orders
 from services.orders import schemas
 from tests.contracts.description import Description, Json
@@ -34,7 +35,7 @@ STATUS = {
         403: "scope_missing",
         404: "not_found",
         409: "out_of_stock product_unknown product_inactive price_changed currency_mismatch transition_not_allowed"
-        " version_not_reached below_reserved request_in_progress",
+        " version_not_reached below_reserved request_in_progress profile_missing too_many_addresses address_retired",
         412: "version_mismatch",
         413: "body_too_large",
         415: "media_type",
@@ -49,6 +50,8 @@ KEYED = "400 key_missing malformed_json|413 body_too_large|415 media_type|503 un
 COMMANDED = f"{KEYED}|401 unauthenticated|403 scope_missing|404 not_found|409 request_in_progress"
 COMMANDED += " transition_not_allowed|412 version_mismatch|428 if_match_missing"
 READ = "401 unauthenticated|403 scope_missing|422 invalid|503 unavailable"
+OWN = "401 unauthenticated|403 scope_missing|503 unavailable"
+BODY = "400 malformed_json|413 body_too_large|415 media_type"
 REFUSED = {
     "place_order": f"{KEYED}|401 unauthenticated|403 scope_missing|409 currency_mismatch out_of_stock price_changed"
     " product_inactive product_unknown request_in_progress|422 amount_too_large invalid key_reused total_negative",
@@ -66,6 +69,17 @@ REFUSED = {
     "|403 scope_missing|404 not_found|412 version_mismatch|422 invalid|428 if_match_missing",
     "get_product": "404 not_found|503 unavailable",
     "list_products": "400 bad_cursor|422 invalid|503 unavailable",
+    "get_profile": OWN,
+    "change_profile": f"{OWN}|{BODY}|412 version_mismatch|422 invalid|428 if_match_missing",
+    "erase_customer": OWN,
+    "export_customer": OWN,
+    "list_addresses": OWN,
+    "add_address": f"{OWN}|400 key_missing malformed_json|413 body_too_large|415 media_type"
+    "|409 profile_missing too_many_addresses request_in_progress|422 invalid key_reused",
+    "get_address": f"{OWN}|404 not_found",
+    "replace_address": f"{OWN}|{BODY}|404 not_found|422 invalid"
+    "|409 address_retired too_many_addresses request_in_progress",
+    "retire_address": f"{OWN}|404 not_found|409 request_in_progress",
     "get_health": "",
     "get_readiness": "503 unavailable",
 }
@@ -79,7 +93,14 @@ READ_HEADERS = {
     "get_order": {"If-None-Match"},
     "get_product": {"If-None-Match"},
     "put_product": {"If-Match", "If-None-Match"},
+    "get_profile": {"If-None-Match"},
+    "change_profile": {"If-Match"},
+    "add_address": {"Idempotency-Key"},
 }
+
+
+MAKING = {"place_order", "put_product", "add_address", "replace_address"}
+VERSIONED = {"place_order", "get_order", "put_product", "get_product", "get_profile", "change_profile"}
 
 
 @dataclass(frozen=True)
@@ -95,6 +116,7 @@ class Served:
 APIS = {
     "orders": Served(openapi.ORDERS, orders.ROUTES, orders.SCOPES, Description(openapi.ORDERS)),
     "catalog": Served(openapi.CATALOG, catalog.ROUTES, catalog.SCOPES, Description(openapi.CATALOG)),
+    "customers": Served(openapi.CUSTOMERS, customers.ROUTES, customers.SCOPES, Description(openapi.CUSTOMERS)),
 }
 
 
@@ -185,14 +207,14 @@ def test_parameters_bodies_and_headers_are_those_the_endpoints_read(served: Serv
         model = route.operation.query
         assert {n for where, n in parameters if where == "query"} == set(model.model_fields if model else ())
         assert {n for where, n in parameters if where == "header"} == READ_HEADERS.get(name, set())
-        assert ("requestBody" in operation) == (method in ("POST", "PUT"))
+        assert ("requestBody" in operation) == (method in ("POST", "PUT", "PATCH"))
         for status, response in operation["responses"].items():
             headers = served.description.resolved(response)["headers"]
             assert {"Server-Timing", "X-Request-Id"} <= headers.keys()
             replays = "Idempotency-Key" in READ_HEADERS.get(name, ()) and status in ("200", "201")
             assert ("Idempotency-Replayed" in headers) == replays
-            assert ("Location" in headers) == (name in ("place_order", "put_product") and status == "201")
-            if name in ("place_order", "get_order", "put_product", "get_product"):
+            assert ("Location" in headers) == (name in MAKING and status == "201")
+            if name in VERSIONED:
                 assert ("ETag" in headers) == (status < "400")
             assert ("Retry-After" in headers) == (status in ("409", "503"))
 

@@ -75,7 +75,7 @@ class Home:
     def assert_nothing_is_left(self) -> None:
         """No process, no port, no lock, no record, no endpoints."""
         assert self.processes() == []
-        for offset in (0, 1, 3, 4, 5, 6, 1032, 1079, 1092, 1093, *range(1100, 1107)):
+        for offset in (0, 1, 2, 3, 4, 5, 6, 1032, 1079, 1092, 1093, *range(1100, 1108)):
             with socket.create_server(("127.0.0.1", self.port_base + offset)):
                 pass
         assert not (self.path / "endpoints.json").exists()
@@ -163,6 +163,26 @@ async def _a_product_reaches_kafka(home: Home, endpoints: dict[str, Any]) -> Non
     assert event["data"] == {"product": put.json()}
 
 
+async def _an_order_is_sent_to_an_address_of_its_buyers(home: Home, endpoints: dict[str, Any], product: str) -> None:
+    code, out, err = await home.orders("token", "--scope", "profile orders:read orders:write")
+    assert code == 0, err
+    headers = {"Authorization": f"Bearer {out.strip()}", "Idempotency-Key": "sent"}
+    async with httpx.AsyncClient(base_url=endpoints["customers"], headers=headers) as client:
+        started = await client.patch("/v1/me", json={"name": "Ada"}, headers={"If-Match": '"1"'})
+        assert started.status_code == 200, started.text
+        square = {"name": "Ada", "lines": ["St James's Square 12"], "city": "London", "country": "GB"}
+        added = await client.post("/v1/me/addresses", json=square)
+        assert added.status_code == 201, added.text
+        address_id = added.json()["address_id"]
+        found = (await client.get("/v1/me/export")).json()["orders"]["href"]
+    async with httpx.AsyncClient(headers=headers) as client:
+        body = {"currency": "USD", "items": [{"product_id": product, "quantity": 1}], "shipping_address_id": address_id}
+        placed = await client.post(f"{endpoints['orders']}/v1/orders", json=body)
+        assert placed.json()["shipping_address_id"] == address_id, placed.text
+        # Where the export says that they are.
+        assert (await client.get(found)).json()["data"] == [placed.json()]
+
+
 async def _an_order_is_watched_to_its_end(home: Home, endpoints: dict[str, Any], order: dict[str, Any]) -> None:
     watching = asyncio.create_task(home.orders("watch", order["order_id"], "--json"))
     code, token, err = await home.orders("token", "--scope", "orders:read orders:read:any orders:fulfil")
@@ -198,13 +218,20 @@ async def _the_cache_is_looked_into(home: Home) -> None:
 async def test_up_serves_what_it_prints_stops_on_sigterm_and_keeps_its_data(home: Home) -> None:
     async with _up(home) as (endpoints, printed):
         base = home.port_base
-        for offset, name in ((0, "orders"), (1, "catalog"), (4, "issuer"), (5, "provider"), (6, "payments")):
+        for offset, name in (
+            (0, "orders"),
+            (1, "catalog"),
+            (2, "customers"),
+            (4, "issuer"),
+            (5, "provider"),
+            (6, "payments"),
+        ):
             assert endpoints[name] == f"http://127.0.0.1:{base + offset}"
         assert endpoints["realtime"] == f"ws://127.0.0.1:{base + 3}"
         assert endpoints["valkey"].startswith(f"redis://127.0.0.1:{base + 1079}")
         assert endpoints["kafka"] == f"127.0.0.1:{base + KAFKA}"
         assert endpoints["postgres"].startswith("postgresql://orders_inspect:")
-        ours = {"orders-api", "catalog-api", "outbox-relay", "orders-maintenance", "orders-projector"}
+        ours = {"orders-api", "catalog-api", "customers-api", "outbox-relay", "orders-maintenance", "orders-projector"}
         assert ours | {"realtime-gateway", "payments-worker"} <= set(endpoints["metrics"])
         async with httpx.AsyncClient() as client:
             for name, url in endpoints["metrics"].items():
@@ -215,6 +242,7 @@ async def test_up_serves_what_it_prints_stops_on_sigterm_and_keeps_its_data(home
         for name in (
             "orders-api",
             "catalog-api",
+            "customers-api",
             "outbox-relay",
             "orders-maintenance",
             "orders-projector",
@@ -261,6 +289,7 @@ async def test_up_serves_what_it_prints_stops_on_sigterm_and_keeps_its_data(home
         again_lines = [json.loads(line) for line in out.splitlines()]
         assert {line["event_id"] for line in again_lines} == {line["event_id"] for line in lines}
         await _an_order_is_watched_to_its_end(home, again, order)
+        await _an_order_is_sent_to_an_address_of_its_buyers(home, again, product)
 
 
 @dataclass(frozen=True)
@@ -277,6 +306,7 @@ class Alone:
 ALONE = {
     "orders-api": Alone("services.orders.api", ("orders", "common", "contracts"), "orders_api", "/readyz"),
     "catalog-api": Alone("services.catalog.api", ("catalog", "common", "contracts"), "catalog_api", "/readyz"),
+    "customers-api": Alone("services.customers.api", ("customers", "common", "contracts"), "customers_api", "/readyz"),
     "orders-maintenance": Alone(
         "services.orders.maintenance", ("orders", "common", "contracts"), "orders_maintenance", "/metrics", True
     ),

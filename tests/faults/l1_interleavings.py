@@ -98,9 +98,8 @@ class SteppedStore:
     async def release(self, key: Key, lease: Lease) -> None:
         """See `Store`."""
 
-    async def invalidate(self, versions: Mapping[Key, int], *, spare: bool = False) -> None:
+    async def invalidate(self, versions: Mapping[Key, int], *, spare: bool = False) -> None:  # noqa: ARG002 # none is spared
         """See `Store`."""
-        del spare  # writers never do
         writer = self.world.actors[WRITER]
         await writer.step("invalidate", lambda: self.world.invalidated(versions))
         if self.world.own:

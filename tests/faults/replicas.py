@@ -1,4 +1,4 @@
-"""orders-api several times over, as its console script: killed at will, and started again at once."""
+"""A process of ours several times over, as its console script: killed at will, and started again at once."""
 
 import asyncio
 import os
@@ -9,30 +9,40 @@ from pathlib import Path
 from services.embedded.program import answers
 from tests.faults.waiting import eventually
 
-_SCRIPT = Path(sys.executable).with_name("orders-api")
-
 
 class Replica:
-    """One process of orders-api on a port of its own."""
+    """One process that serves HTTP (orders-api, when no other is named) on a port of its own."""
 
-    def __init__(self, number: int, port: int, environment: dict[str, str], log: Path) -> None:
+    def __init__(
+        self,
+        number: int,
+        port: int,
+        environment: dict[str, str],
+        log: Path,
+        *,
+        name: str = "orders-api",
+        metrics_port: int = 0,
+    ) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self.ready = asyncio.Event()
         self._port = port
-        self._log = log / f"orders-api-{number}.log"
-        self._environment = {**os.environ, **environment, "ORDERS_PORT": str(port), "ORDERS_METRICS_PORT": "0"}
+        self._script = Path(sys.executable).with_name(name)
+        self.log = log / f"{name}-{number}.log"
+        ports = {"ORDERS_PORT": str(port), "ORDERS_METRICS_PORT": str(metrics_port)}
+        self._environment = {**os.environ, **environment, **ports}
+        self.metrics_url = f"http://127.0.0.1:{metrics_port}"
         self._running: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
         """It serves."""
-        with self._log.open("ab") as output:
+        with self.log.open("ab") as output:
             self._running = await asyncio.create_subprocess_exec(
-                str(_SCRIPT), env=self._environment, stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output
+                str(self._script), env=self._environment, stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output
             )
 
         async def serves() -> bool:
             assert self._running is not None
-            assert self._running.returncode is None, f"it ended with {self._running.returncode}, see {self._log}"
+            assert self._running.returncode is None, f"it ended with {self._running.returncode}, see {self.log}"
             return await answers(self._port, "/readyz")
 
         await eventually(serves, f"{self.url} serves", seconds=30)

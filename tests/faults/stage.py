@@ -38,6 +38,8 @@ HEATED_SECONDS = 0.3  # a write waits so long at most for every process to have 
 PATIENCE_SECONDS = 60.0
 AGAIN_SECONDS = 0.03
 SCOPE: Final = "orders:read orders:write orders:fulfil inventory:write"
+FAILED: Final = ("cache_failures_total{", 'breaker_rejections_total{breaker="cache"}')
+REPLICAS: Final = 2
 _FIRST_PORT = 10  # as an offset, past those of the stack's own processes
 PASSING: Final = {(409, "request_in_progress"), (503, "unavailable")}  # refusals that ask for the same request again
 
@@ -131,6 +133,17 @@ class Stage:
         finally:
             connection.close()
 
+    async def failed_calls(self) -> float:
+        """To the cache, of all processes since their start, those that were not even made among them."""
+        found = 0.0
+        for replica in self.replicas.values():
+            connection = Connection(replica.metrics_url, self.token)
+            for line in (await connection.ask("GET", "/metrics")).body.decode().splitlines():
+                if line.startswith(FAILED):
+                    found += float(line.rpartition(" ")[2])
+            connection.close()
+        return found
+
     async def fresh(self) -> None:
         """Every process gives the newest of all that is hot."""
 
@@ -212,7 +225,8 @@ async def staged(home: Path, *, seed: int) -> AsyncIterator[Stage]:
         replicas = {}
         for number, (name, postgres_url) in enumerate(((WRITER, door.url), (READER, None))):
             told = {**environment(stack, postgres_url), "ORDERS_VALKEY_URL": wires[name].url}
-            replica = Replica(number, settings.port(_FIRST_PORT + number), told, settings.home / "log")
+            port, metrics_port = (settings.port(_FIRST_PORT + number + ahead) for ahead in (0, REPLICAS))
+            replica = Replica(number, port, told, settings.home / "log", metrics_port=metrics_port)
             entered.push_async_callback(replica.ended)
             replicas[name] = replica
         await asyncio.gather(*(replica.start() for replica in replicas.values()))

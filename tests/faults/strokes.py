@@ -26,27 +26,27 @@ async def valkey_killed(stage: Stage) -> None:
     """It dies, and is back empty."""
     before = _bypassed(stage, *stage.replicas)
     await stage.valkey.kill()
-    await asyncio.sleep(DEAD_SECONDS)
+    await _lasted(stage, before, DEAD_SECONDS)
     await stage.valkey.start()
-    await _noticed(stage, before, *stage.replicas)
+    await _over(stage, before)
 
 
 async def valkey_frozen(stage: Stage) -> None:
     """It stands still, and goes on with what it had."""
     before = _bypassed(stage, *stage.replicas)
     stage.valkey.freeze()
-    await asyncio.sleep(FROZEN_SECONDS)
+    await _lasted(stage, before, FROZEN_SECONDS)
     stage.valkey.thaw()
-    await _noticed(stage, before, *stage.replicas)
+    await _over(stage, before)
 
 
 async def writer_cut_off(stage: Stage) -> None:
     """The process that writes does not reach the cache, all others do."""
     before = _bypassed(stage, WRITER)
     stage.wires[WRITER].sever()
-    await asyncio.sleep(CUT_SECONDS)
+    await _lasted(stage, before, CUT_SECONDS)
     stage.wires[WRITER].severed = False
-    await _noticed(stage, before, WRITER)
+    await _over(stage, before)
 
 
 async def valkey_slow(stage: Stage) -> None:
@@ -54,10 +54,10 @@ async def valkey_slow(stage: Stage) -> None:
     before = _bypassed(stage, *stage.replicas)
     for wire in stage.wires.values():
         wire.delay_seconds = DELAY_SECONDS
-    await asyncio.sleep(SLOW_SECONDS)
+    await _lasted(stage, before, SLOW_SECONDS)
     for wire in stage.wires.values():
         wire.delay_seconds = 0.0
-    await _noticed(stage, before, *stage.replicas)
+    await _over(stage, before)
 
 
 async def relay_killed(stage: Stage) -> None:
@@ -124,6 +124,16 @@ async def backend_killed(stage: Stage) -> None:
 
     await eventually(gone, "the backend is gone, and all other connections")
 
+    async def recovered() -> bool:
+        try:
+            again = await asyncpg.connect(stage.owner_url)
+        except (OSError, asyncpg.PostgresError):
+            return False
+        await again.close()
+        return True
+
+    await eventually(recovered, "PostgreSQL takes connections")
+
 
 STROKES: Final[Mapping[str, Stroke]] = {
     "Valkey killed": valkey_killed,
@@ -151,14 +161,22 @@ def _bypassed(stage: Stage, *processes: str) -> dict[str, int]:
     return {process: stage.seen.outcomes[process]["bypass"] for process in processes}
 
 
-async def _noticed(stage: Stage, before: dict[str, int], *processes: str) -> None:
-    """Each of them has read past the cache meanwhile, and is back at it."""
-    now = _bypassed(stage, *processes)
-    assert all(now[process] > before[process] for process in processes), (before, now)
-    hits = {process: stage.seen.outcomes[process]["hit"] for process in processes}
+async def _lasted(stage: Stage, before: dict[str, int], seconds: float) -> None:
+    """The fault has lasted so long at least, and each of the processes has read past the cache meanwhile."""
+    await asyncio.sleep(seconds)
+
+    async def noticed() -> bool:
+        return all(stage.seen.outcomes[process]["bypass"] > count for process, count in before.items())
+
+    await eventually(noticed, "every process reads past the cache")
+
+
+async def _over(stage: Stage, before: dict[str, int]) -> None:
+    """They are back at the cache."""
+    hits = {process: stage.seen.outcomes[process]["hit"] for process in before}
 
     async def back() -> bool:
-        return all(stage.seen.outcomes[process]["hit"] > hits[process] for process in processes)
+        return all(stage.seen.outcomes[process]["hit"] > count for process, count in hits.items())
 
     await eventually(back, "every process has hits again")
 

@@ -16,6 +16,7 @@ from sqlalchemy.dialects import postgresql
 from services.catalog import tables as catalog
 from services.cli import migrate
 from services.common import clock, ids
+from services.customers import tables as customers
 from services.embedded.supervisor import Stack
 from services.orders import tables as orders
 from services.payments import tables as payments
@@ -49,7 +50,7 @@ async def test_up_down_and_up_again_leaves_no_drift(empty_url: str) -> None:
     await asyncio.to_thread(command.check, configuration)  # raises on any difference; partitions are out of sight
     await asyncio.to_thread(command.downgrade, configuration, "base")
     left = await connection.fetchval(
-        "SELECT count(*) FROM pg_namespace WHERE nspname IN ('orders', 'catalog', 'payments', 'relay')"
+        "SELECT count(*) FROM pg_namespace WHERE nspname IN ('orders', 'catalog', 'customers', 'payments', 'relay')"
     )
     assert left == 0
     await asyncio.to_thread(migrate.upgrade, empty_url)
@@ -71,13 +72,13 @@ async def test_checks_in_the_database_are_those_in_code(owner: "Connection") -> 
             "SELECT n.nspname AS schema, c.relname AS table, k.conname AS name FROM pg_constraint k"
             " JOIN pg_class c ON c.oid = k.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace"
             " WHERE k.contype = 'c' AND NOT c.relispartition"
-            " AND n.nspname IN ('orders', 'catalog', 'payments', 'relay')"
+            " AND n.nspname IN ('orders', 'catalog', 'customers', 'payments', 'relay')"
         )
     }
     preparer = postgresql.dialect().identifier_preparer  # type: ignore[no-untyped-call] # SQLAlchemy has no types here
     declared = {
         (table.schema, table.name, preparer.format_constraint(constraint))
-        for metadata in (orders.metadata, catalog.metadata, payments.metadata, relay.metadata)
+        for metadata in (orders.metadata, catalog.metadata, customers.metadata, payments.metadata, relay.metadata)
         for table in metadata.tables.values()
         for constraint in table.constraints
         if isinstance(constraint, sa.CheckConstraint)
@@ -143,6 +144,9 @@ PROCESSES = ("orders_maintenance", "orders_projector")  # that change orders as 
 GRANTS = {
     ("catalog_api", "catalog.outbox"): {"INSERT"},
     ("catalog_api", "catalog.products"): {"SELECT", "INSERT", "UPDATE"},
+    ("customers_api", "customers.addresses"): {"SELECT", "INSERT", "UPDATE", "DELETE"},
+    ("customers_api", "customers.invalidations"): {"INSERT"},
+    ("customers_api", "customers.profiles"): {"SELECT", "INSERT", "UPDATE"},
     ("orders_api", "orders.idempotency_keys"): {"SELECT", "INSERT"},
     ("orders_api", "orders.invalidations"): {"INSERT"},
     ("orders_api", "orders.inventory"): {"SELECT", "INSERT", "UPDATE"},
@@ -171,6 +175,7 @@ GRANTS = {
     ("orders_projector", "orders.outbox"): {"INSERT"},
     ("orders_projector", "orders.products"): {"SELECT", "INSERT", "UPDATE"},
     ("outbox_relay", "catalog.outbox"): {"SELECT", "DELETE"},
+    ("outbox_relay", "customers.invalidations"): {"SELECT", "DELETE"},
     ("outbox_relay", "orders.invalidations"): {"SELECT", "DELETE"},
     ("outbox_relay", "orders.order_events"): {"SELECT"},
     ("outbox_relay", "orders.outbox"): {"SELECT", "DELETE"},
@@ -189,7 +194,7 @@ async def test_grants_are_those_written_here(owner: "Connection") -> None:
     rows = await owner.fetch(
         "SELECT a.grantee::regrole::text AS role, n.nspname || '.' || c.relname AS table, a.privilege_type AS privilege"
         " FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace CROSS JOIN LATERAL aclexplode(c.relacl) a"
-        " WHERE n.nspname IN ('orders', 'catalog', 'payments', 'relay') AND a.grantee <> c.relowner"
+        " WHERE n.nspname IN ('orders', 'catalog', 'customers', 'payments', 'relay') AND a.grantee <> c.relowner"
     )
     found: dict[tuple[str, str], set[str]] = {}
     for row in rows:
@@ -201,7 +206,8 @@ async def test_of_the_columns_of_stock_each_process_changes_only_its_own(owner: 
     rows = await owner.fetch(
         "SELECT a.grantee::regrole::text AS role, c.relname || '.' || t.attname AS column, a.privilege_type"
         " FROM pg_attribute t JOIN pg_class c ON c.oid = t.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace"
-        " CROSS JOIN LATERAL aclexplode(t.attacl) a WHERE n.nspname IN ('orders', 'catalog', 'payments', 'relay')"
+        " CROSS JOIN LATERAL aclexplode(t.attacl) a"
+        " WHERE n.nspname IN ('orders', 'catalog', 'customers', 'payments', 'relay')"
     )
     moved = [(role, f"inventory.{c}", "UPDATE") for role in PROCESSES for c in ("on_hand", "reserved", "version")]
     copied = [("orders_projector", "inventory.product_version", "UPDATE")]

@@ -8,7 +8,8 @@ import asyncpg
 import pytest
 
 from services.common import clock, ids
-from services.relay.invalidations import ORDERS_INVALIDATIONS
+from services.relay.invalidations import INVALIDATIONS, Invalidations
+from services.relay.leases import beating
 from services.relay.outbox import SLICES, Outbox
 from services.relay.outboxes import CATALOG, ORDERS, OUTBOXES, PAYMENTS, Queue, looking, observing
 from tests.plans.conftest import Explain
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]
 
 ROWS = 3200
-QUEUES: Final[Sequence[Queue]] = (*OUTBOXES, ORDERS_INVALIDATIONS)
+QUEUES: Final[Sequence[Queue]] = (*OUTBOXES, *INVALIDATIONS)
 
 
 @pytest.fixture(params=OUTBOXES, ids=lambda outbox: outbox.name)
@@ -78,6 +79,18 @@ async def test_looking_reads_the_first_row_of_one_slice(explain: Explain, outbox
     assert plan.rows_read() == 1, f"of {outbox.name} one row says enough"
 
 
+async def test_renewing_the_leases_looks_by_the_same_index(
+    explain: Explain, outbox: Outbox, owner: "Connection"
+) -> None:
+    await owner.execute("UPDATE relay.slices SET relay = 'test'")
+    names = [queue.name for queue in QUEUES]
+    told: dict[str, object] = {"relay": "test", "outboxes": names, "seconds": 3.0, "given_outboxes": [], "slices": []}
+    plan = await explain(beating(QUEUES), **told)
+    assert plan.indexes("outbox") == {"pk_outbox"}
+    of_outbox = [node for node in plan.nodes() if node.get("Relation Name") == "outbox"]
+    assert sum(node["Actual Rows"] * node["Actual Loops"] for node in of_outbox) == 1, f"of {outbox.name} one row"
+
+
 async def test_observing_counts_by_an_index(explain: Explain, outbox: Outbox) -> None:
     plan = await explain(observing(QUEUES))
     assert plan.scanned() == set()
@@ -109,22 +122,25 @@ async def test_plans_made_while_the_outbox_was_empty_serve_a_backlog(explain: Ex
     assert (await explain(ORDERS.read, slices=list(SLICES), rows=32)).rows_read() == 2 * 32 * len(SLICES)
 
 
-async def test_invalidations_are_read_and_deleted_by_the_primary_key(explain: Explain, owner: "Connection") -> None:
+@pytest.mark.parametrize("queue", INVALIDATIONS, ids=lambda queue: queue.name)
+async def test_invalidations_are_read_and_deleted_by_the_primary_key(
+    explain: Explain, owner: "Connection", queue: Invalidations
+) -> None:
     # As above: planned while the table was empty, and never analysed since.
-    await owner.execute("ALTER TABLE orders.invalidations SET (autovacuum_enabled = off)")
+    await owner.execute(f"ALTER TABLE {queue.table} SET (autovacuum_enabled = off)")
     await owner.execute(
-        "INSERT INTO orders.invalidations (shard, slice, keys)"
+        f"INSERT INTO {queue.table} (shard, slice, keys)"  # noqa: S608 # a name of ours
         " SELECT n % 4096, n % 16, '{}' FROM generate_series(1, $1) n",
         ROWS,
     )
-    read = await explain(ORDERS_INVALIDATIONS.read, slices=[1, 2, 3], rows=32)
-    rows = await owner.fetch("TABLE orders.invalidations ORDER BY position LIMIT 50")
+    read = await explain(queue.read, slices=[1, 2, 3], rows=32)
+    rows = await owner.fetch(f"TABLE {queue.table} ORDER BY position LIMIT 50")
     delete = await explain(
-        ORDERS_INVALIDATIONS.delete,
+        queue.delete,
         slices=[row["slice"] for row in rows],
         positions=[row["position"] for row in rows],
     )
-    look = await explain(looking(QUEUES), outboxes=[ORDERS_INVALIDATIONS.name] * len(SLICES), slices=list(SLICES))
+    look = await explain(looking(QUEUES), outboxes=[queue.name] * len(SLICES), slices=list(SLICES))
     for plan in (read, delete, look):
         assert plan.indexes("invalidations") == {"pk_invalidations"}
         assert not plan.node_types() & {"Sort", "Incremental Sort"}

@@ -13,7 +13,7 @@ from services.cli.main import app
 from services.common import caches
 from services.common.cache_watch import BOUND_SECONDS
 from services.common.cached import Entry, Key
-from services.contracts.cache import INVENTORY
+from services.contracts.cache import INVENTORY, KINDS
 from services.relay.settings import RelaySettings
 from tests.conftest import free_port
 from tests.consuming import metric
@@ -79,7 +79,7 @@ def test_json_says_what_the_metrics_say(home: Path, metrics_url: str) -> None:
         "nothing_failed": 0.0,
         "not_told_by_the_writer": RelaySettings().poll_seconds_max,
         "l1": BOUND_SECONDS,
-        "ttl": {"order": 30.0, "inventory": 15.0},
+        "ttl": {kind.name: kind.ttl_ms / 1000 for kind in KINDS.values()},
     }
     assert report["not_answering"] == {}
 

@@ -3,7 +3,9 @@
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
+import asyncpg
 import pytest
 
 from services.common.db import Database
@@ -11,7 +13,9 @@ from services.common.outbox import Alarm
 from services.relay.leases import Lease, Leases
 from services.relay.outboxes import CATALOG, ORDERS
 from tests.conftest import AsRole
-from tests.integration.relay.conftest import connected
+from tests.integration.relay.conftest import connected, metric
+
+Owner: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 LEASE_SECONDS = 60.0  # nothing runs out while a test is slow
 
@@ -32,7 +36,7 @@ class Relays:
     valkey_url: str
 
     def join(self, name: str, *, lease_seconds: float = LEASE_SECONDS) -> Member:
-        leases = Leases(self.database, name, lease_seconds=lease_seconds, beat_seconds=1.0)
+        leases = Leases(self.database, name, [ORDERS, CATALOG], lease_seconds=lease_seconds, beat_seconds=1.0)
         lease = leases.add(ORDERS.name, Alarm(self.valkey_url, "orders"))
         leases.add(CATALOG.name, Alarm(self.valkey_url, "catalog"))  # which it does not want
         leases.want(lease, True)
@@ -100,6 +104,34 @@ async def test_a_lease_that_has_run_out_is_of_no_use_to_its_relay_and_free_to_ot
     assert other.lease.slices() == list(range(16))
     await frozen.leases.beat()
     assert frozen.lease.slices() == [], "it comes back, and the slices are another's"
+
+
+async def test_a_renewal_rings_whose_queue_has_rows_in_its_slices(relays: Relays, owner: Owner) -> None:
+    first, second = relays.join("first"), relays.join("second")
+    await _settled([first, second])
+    for member in (first, second):
+        await member.lease.alarm.wait(0)
+    await owner.execute(
+        "INSERT INTO orders.outbox (shard, slice, order_id, created_at, version) VALUES ($1, $1, uuidv7(), now(), 1)",
+        second.lease.slices()[0],
+    )
+    for member in (first, second):
+        await member.leases.renew()
+    assert [await member.lease.alarm.wait(0) for member in (first, second)] == [False, True]
+
+
+async def test_a_queue_that_cannot_be_looked_at_costs_nobody_a_lease(relays: Relays, owner: Owner) -> None:
+    member = relays.join("first")
+    await _settled([member])
+    await owner.execute("REVOKE SELECT ON catalog.outbox FROM outbox_relay")
+    failed = metric("relay_beats_total", result="failed")
+    await member.leases.renew()
+    assert metric("relay_beats_total", result="failed") == failed + 1
+    assert await member.leases.wait(0.5), "and it is tried again much sooner than the next beat"
+    renewed = metric("relay_beats_total", result="renewed")
+    await member.leases.renew()
+    assert metric("relay_beats_total", result="renewed") == renewed + 1
+    assert member.lease.slices() == list(range(16))
 
 
 async def test_two_that_find_the_same_slices_free_do_not_both_take_them(relays: Relays) -> None:

@@ -1,0 +1,1 @@
+"""Owns the schema `customers`: profiles and addresses, which are personal data."""

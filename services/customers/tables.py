@@ -1,0 +1,63 @@
+"""The tables of schema `customers` (SQLAlchemy Core). What is personal is in columns that only `personal` can read."""
+
+from typing import Final
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import JSONB
+
+from services.common.ids import SLICES
+
+SCHEMA: Final = "customers"
+
+metadata = sa.MetaData(
+    schema=SCHEMA,
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(referred_table_name)s",
+    },
+)
+
+profiles = sa.Table(
+    "profiles",
+    metadata,
+    sa.Column("user_id", sa.Uuid, nullable=False),
+    sa.Column("version", sa.BigInteger, nullable=False, comment="grows over an erasure, too; without a row it is 1"),
+    sa.Column("person", sa.LargeBinary, comment="personal data, sealed; null: erased, and nothing may come back"),
+    sa.Column("updated_at", sa.TIMESTAMP(timezone=True), nullable=False),
+    sa.PrimaryKeyConstraint("user_id"),
+    sa.CheckConstraint("version > 1", name="version"),
+    comment="one row for each customer who has ever written or erased a profile; a row is never deleted",
+)
+
+addresses = sa.Table(
+    "addresses",
+    metadata,
+    sa.Column("user_id", sa.Uuid, nullable=False),
+    sa.Column("address_id", sa.Uuid, nullable=False, comment="what orders carry as shipping_address_id"),
+    sa.Column("destination", sa.LargeBinary, nullable=False, comment="personal data, sealed; never changes"),
+    sa.Column("created_at", sa.TIMESTAMP(timezone=True), nullable=False),
+    sa.Column("retired_at", sa.TIMESTAMP(timezone=True), comment="null: in use"),
+    sa.Column("replaced_by", sa.Uuid, comment="the address that took its place"),
+    sa.Column("key", sa.Text, comment="the Idempotency-Key it was added with"),
+    sa.Column("request_hash", sa.LargeBinary, comment="SHA-256 of what was asked with that key"),
+    sa.PrimaryKeyConstraint("user_id", "address_id"),
+    sa.UniqueConstraint("user_id", "key"),
+    sa.ForeignKeyConstraint(["user_id"], ["customers.profiles.user_id"]),
+    sa.CheckConstraint("(key IS NULL) = (request_hash IS NULL)", name="key"),
+    comment="addresses, also those that are not used any more: orders may name them; an erasure deletes them",
+)
+
+invalidations = sa.Table(
+    "invalidations",
+    metadata,
+    sa.Column("shard", sa.SmallInteger, nullable=False, comment="the customer's"),
+    sa.Column("slice", sa.SmallInteger, nullable=False, comment="shard % 16: what one relay claims"),
+    sa.Column("position", sa.BigInteger, sa.Identity(always=True, cache=1), nullable=False),
+    sa.Column("keys", JSONB, nullable=False, comment="{prefix of a cache key: {id: the version that replaced it}}"),
+    sa.Column("created_at", sa.TIMESTAMP(timezone=True), nullable=False, server_default=sa.func.now()),
+    sa.PrimaryKeyConstraint("slice", "position", "shard"),
+    sa.CheckConstraint(f"slice = shard % {SLICES}", name="slice"),
+    comment="what caches have not been told yet is out of date; a row is deleted once they have",
+)
