@@ -44,6 +44,11 @@ _TYPES: Final[dict[str, sa.types.TypeEngine[Any]]] = {
     "month": sa.Date(),
     "older_than": sa.TIMESTAMP(timezone=True),
     "now": sa.TIMESTAMP(timezone=True),
+    "lease": sa.Interval(),
+    "interval": sa.Interval(),
+    "window": sa.Interval(),
+    "from_id": sa.Uuid(),
+    "walked": sa.Integer(),
 }
 
 # What the projector has applied already, of all its topics.

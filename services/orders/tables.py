@@ -11,7 +11,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from services.common.ids import SHARDS, SLICES
 from services.common.money import AMOUNT_MAX, PRICE_MAX
 from services.contracts.orders import OrderStatus, PaymentStatus
-from services.orders.domain import CancelReason
+from services.orders.domain import OPEN_STATUSES, CancelReason
 
 SCHEMA: Final = "orders"
 PARTITIONED: Final = ("orders", "order_items", "order_events")  # by month of created_at, all three alike
@@ -97,6 +97,11 @@ orders = sa.Table(
 sa.Index(None, orders.c.user_id, orders.c.created_at.desc(), orders.c.order_id.desc())
 sa.Index(None, orders.c.user_id, orders.c.status, orders.c.created_at.desc(), orders.c.order_id.desc())
 sa.Index(None, orders.c.created_at, orders.c.order_id)
+sa.Index(
+    "ix_orders_created_at_open",
+    orders.c.created_at,
+    postgresql_where=orders.c.status.in_([sa.literal_column(repr(status.value)) for status in OPEN_STATUSES]),
+)
 sa.Index(None, orders.c.expires_at, postgresql_where=orders.c.status == sa.literal_column("'pending'"))
 
 order_items = sa.Table(
@@ -252,4 +257,17 @@ products = sa.Table(
     sa.PrimaryKeyConstraint("product_id"),
     sa.CheckConstraint(f"price BETWEEN 1 AND {PRICE_MAX}", name="price"),
     comment="what orders need of the catalogue, copied from it",
+)
+
+summary_refresh = sa.Table(
+    "summary_refresh",
+    metadata,
+    sa.Column("one", sa.Boolean, nullable=False, server_default=sa.true()),
+    sa.Column("as_of", timestamptz, comment="all that was committed by then is shown; null before the first refresh"),
+    sa.Column("since", timestamptz, comment="orders made then or later are shown, of older ones the open"),
+    sa.Column("holder", sa.Text, comment="host:pid:random of the process that refreshes, anew for each"),
+    sa.Column("lease_until", timestamptz),
+    sa.PrimaryKeyConstraint("one"),
+    sa.CheckConstraint("one", name="one"),
+    comment="one row: what orders.order_summaries shows, and who refreshes it now",
 )

@@ -53,6 +53,7 @@ REFUSED = {
     "place_order": f"{KEYED}|401 unauthenticated|403 scope_missing|409 currency_mismatch out_of_stock price_changed"
     " product_inactive product_unknown request_in_progress|422 amount_too_large invalid key_reused total_negative",
     "list_orders": f"{READ}|400 bad_cursor",
+    "list_summaries": f"{READ}|400 bad_cursor",
     "get_order": f"{READ}|404 not_found|409 version_not_reached",
     "get_events": f"{READ}|404 not_found",
     "cancel_order": f"{COMMANDED}|422 invalid key_reused",

@@ -116,7 +116,7 @@ async def test_readiness_warns_two_months_before_an_insert_could_fail(
         response = await readiness(shop)
         assert response.status_code == status
         if warnings is not None:
-            assert len(response.json()["warnings"]) == warnings
+            assert len([said for said in response.json()["warnings"] if "partition" in said]) == warnings
         placed = await shop.place((await shop.product(), 1))
         assert placed.status_code == 201  # up to the end of the last month
 
