@@ -3,6 +3,7 @@
 Money is bigint in minor units of the order's or product's currency.
 """
 
+from decimal import Decimal
 from typing import Final
 
 import sqlalchemy as sa
@@ -270,4 +271,50 @@ summary_refresh = sa.Table(
     sa.PrimaryKeyConstraint("one"),
     sa.CheckConstraint("one", name="one"),
     comment="one row: what orders.order_summaries shows, and who refreshes it now",
+)
+
+
+def _sum_of_money(name: str) -> sa.Column[Decimal]:
+    return sa.Column(name, sa.Numeric, nullable=False, comment="minor units; a sum of many may not fit a bigint")
+
+
+sales_daily = sa.Table(
+    "sales_daily",
+    metadata,
+    sa.Column("day", sa.Date, nullable=False, comment="UTC, of the event"),
+    sa.Column("currency", sa.Text, nullable=False, comment="ISO 4217"),
+    sa.Column("orders", sa.BigInteger, nullable=False, comment="placed"),
+    sa.Column("units", sa.BigInteger, nullable=False),
+    _sum_of_money("gross_amount"),
+    _sum_of_money("discount_amount"),
+    _sum_of_money("charge_amount"),
+    sa.Column("cancelled_orders", sa.BigInteger, nullable=False),
+    _sum_of_money("cancelled_amount"),
+    _sum_of_money("refunded_amount"),
+    sa.PrimaryKeyConstraint("day", "currency"),
+    comment="what was sold, cancelled and refunded on each day: sums of events, kept by orders-projector",
+)
+
+sales_daily_product = sa.Table(
+    "sales_daily_product",
+    metadata,
+    sa.Column("day", sa.Date, nullable=False, comment="UTC, of the event"),
+    sa.Column("currency", sa.Text, nullable=False, comment="ISO 4217"),
+    sa.Column("product_id", sa.Uuid, nullable=False),
+    sa.Column("quantity", sa.BigInteger, nullable=False, comment="units ordered"),
+    _sum_of_money("amount"),
+    sa.PrimaryKeyConstraint("day", "currency", "product_id"),
+    comment="what was ordered of each product on each day: sums of events, kept by orders-projector",
+)
+
+orders_by_status = sa.Table(
+    "orders_by_status",
+    metadata,
+    sa.Column("placed_on", sa.Date, nullable=False, comment="UTC"),
+    sa.Column("currency", sa.Text, nullable=False, comment="ISO 4217"),
+    sa.Column("status", sa.Text, nullable=False, comment="now"),
+    sa.Column("orders", sa.BigInteger, nullable=False),
+    _sum_of_money("amount"),
+    sa.PrimaryKeyConstraint("placed_on", "currency", "status"),
+    comment="of the orders placed on each day how many have which status: sums of events, kept by orders-projector",
 )

@@ -1,6 +1,7 @@
-"""Summaries of what staff looks at, a materialised view: orders.order_summaries, and who refreshes it.
+"""Order summaries, a materialised view, and who refreshes it; rollups of sales, which the projector keeps.
 
-Works with the previous release, which reads and refreshes none of it.
+Works with the previous release, which reads and writes none of it. Rollups begin with what is on the topic; what was
+before is added by `orders rebuild`.
 """
 
 from alembic import op
@@ -69,6 +70,67 @@ STATEMENTS = (
     "GRANT SELECT, MAINTAIN ON orders.order_summaries TO orders_maintenance",
     "GRANT SELECT, UPDATE ON orders.summary_refresh TO orders_maintenance",
     "GRANT SELECT ON orders.order_summaries, orders.summary_refresh TO orders_api",
+    """
+    CREATE TABLE orders.sales_daily (
+        day DATE NOT NULL,
+        currency TEXT NOT NULL,
+        orders BIGINT NOT NULL,
+        units BIGINT NOT NULL,
+        gross_amount NUMERIC NOT NULL,
+        discount_amount NUMERIC NOT NULL,
+        charge_amount NUMERIC NOT NULL,
+        cancelled_orders BIGINT NOT NULL,
+        cancelled_amount NUMERIC NOT NULL,
+        refunded_amount NUMERIC NOT NULL,
+        CONSTRAINT pk_sales_daily PRIMARY KEY (day, currency)
+    )
+    """,
+    "COMMENT ON TABLE orders.sales_daily IS"
+    " 'what was sold, cancelled and refunded on each day: sums of events, kept by orders-projector'",
+    "COMMENT ON COLUMN orders.sales_daily.orders IS 'placed'",
+    """
+    CREATE TABLE orders.sales_daily_product (
+        day DATE NOT NULL,
+        currency TEXT NOT NULL,
+        product_id UUID NOT NULL,
+        quantity BIGINT NOT NULL,
+        amount NUMERIC NOT NULL,
+        CONSTRAINT pk_sales_daily_product PRIMARY KEY (day, currency, product_id)
+    )
+    """,
+    "COMMENT ON TABLE orders.sales_daily_product IS"
+    " 'what was ordered of each product on each day: sums of events, kept by orders-projector'",
+    "COMMENT ON COLUMN orders.sales_daily_product.quantity IS 'units ordered'",
+    """
+    CREATE TABLE orders.orders_by_status (
+        placed_on DATE NOT NULL,
+        currency TEXT NOT NULL,
+        status TEXT NOT NULL,
+        orders BIGINT NOT NULL,
+        amount NUMERIC NOT NULL,
+        CONSTRAINT pk_orders_by_status PRIMARY KEY (placed_on, currency, status)
+    )
+    """,
+    "COMMENT ON TABLE orders.orders_by_status IS"
+    " 'of the orders placed on each day how many have which status: sums of events, kept by orders-projector'",
+    "COMMENT ON COLUMN orders.orders_by_status.placed_on IS 'UTC'",
+    "COMMENT ON COLUMN orders.orders_by_status.status IS 'now'",
+    *(
+        f"COMMENT ON COLUMN orders.{table}.{column} IS '{said}'"
+        for columns, said in (
+            (
+                "sales_daily.gross_amount sales_daily.discount_amount sales_daily.charge_amount"
+                " sales_daily.cancelled_amount sales_daily.refunded_amount sales_daily_product.amount"
+                " orders_by_status.amount",
+                "minor units; a sum of many may not fit a bigint",
+            ),
+            ("sales_daily.currency sales_daily_product.currency orders_by_status.currency", "ISO 4217"),
+            ("sales_daily.day sales_daily_product.day", "UTC, of the event"),
+        )
+        for table, column in (name.split(".") for name in columns.split())
+    ),
+    "GRANT SELECT, INSERT, UPDATE ON orders.sales_daily, orders.sales_daily_product, orders.orders_by_status"
+    " TO orders_projector",
 )
 
 
@@ -92,6 +154,7 @@ def _index_open_orders() -> None:
 
 
 def downgrade() -> None:
+    op.execute("DROP TABLE orders.sales_daily, orders.sales_daily_product, orders.orders_by_status")
     op.execute("DROP MATERIALIZED VIEW orders.order_summaries")
     op.execute("DROP TABLE orders.summary_refresh")
     op.execute("DROP INDEX orders.ix_orders_created_at_open")
