@@ -1,4 +1,4 @@
-"""Order summaries, a materialised view, and who refreshes it; rollups of sales, which the projector keeps.
+"""Order summaries, a materialised view, and who refreshes it; rollups of sales; a role and a heartbeat for reports.
 
 Works with the previous release, which reads and writes none of it. Rollups begin with what is on the topic; what was
 before is added by `orders rebuild`.
@@ -129,6 +129,24 @@ STATEMENTS = (
         )
         for table, column in (name.split(".") for name in columns.split())
     ),
+    """
+    CREATE TABLE orders.heartbeat (
+        one BOOLEAN NOT NULL DEFAULT TRUE,
+        at TIMESTAMPTZ,
+        CONSTRAINT pk_heartbeat PRIMARY KEY (one),
+        CONSTRAINT ck_heartbeat_one CHECK (one)
+    )
+    """,
+    "COMMENT ON TABLE orders.heartbeat IS 'one row, written by orders-maintenance every few seconds'",
+    "COMMENT ON COLUMN orders.heartbeat.at IS 'all that was committed by then is on a replica that has this'",
+    "INSERT INTO orders.heartbeat DEFAULT VALUES",
+    # Roles belong to the server, not to the database: another database may have made it already.
+    "DO $$ BEGIN CREATE ROLE orders_reports LOGIN;"
+    " EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$",
+    "GRANT USAGE ON SCHEMA orders TO orders_reports",
+    "GRANT SELECT ON orders.heartbeat, orders.sales_daily, orders.sales_daily_product, orders.orders_by_status"
+    " TO orders_reports",
+    "GRANT UPDATE (at) ON orders.heartbeat TO orders_maintenance",
     "GRANT SELECT, INSERT, UPDATE ON orders.sales_daily, orders.sales_daily_product, orders.orders_by_status"
     " TO orders_projector",
 )
@@ -154,7 +172,8 @@ def _index_open_orders() -> None:
 
 
 def downgrade() -> None:
-    op.execute("DROP TABLE orders.sales_daily, orders.sales_daily_product, orders.orders_by_status")
+    op.execute("DROP TABLE orders.heartbeat, orders.sales_daily, orders.sales_daily_product, orders.orders_by_status")
     op.execute("DROP MATERIALIZED VIEW orders.order_summaries")
     op.execute("DROP TABLE orders.summary_refresh")
     op.execute("DROP INDEX orders.ix_orders_created_at_open")
+    op.execute("REVOKE USAGE ON SCHEMA orders FROM orders_reports")

@@ -6,7 +6,7 @@ import secrets
 import sys
 import uuid
 from collections.abc import Coroutine
-from typing import Any
+from typing import Annotated, Any
 
 import asyncpg
 import typer
@@ -27,14 +27,16 @@ FIRST_SEED = 0  # so that `orders seed`, which begins with 1, finds its own not 
 console = Console(stderr=True)
 
 
-def up() -> None:
+def up(
+    replica: Annotated[bool, typer.Option("--replica", help="Also a streaming replica, which reports need.")] = False,
+) -> None:
     """Start everything, and keep it running until Ctrl-C.
 
     PostgreSQL, Valkey and Kafka are embedded unless ORDERS_POSTGRES_URL, ORDERS_VALKEY_URL or ORDERS_KAFKA_URL name
     others. State is kept in ORDERS_HOME (.local); ORDERS_PORT_BASE (8000) moves all ports. What dies is restarted.
     """
     log.configure("orders-up", "INFO")
-    run(_up(StackSettings()))
+    run(_up(StackSettings(), replica=replica))
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
@@ -46,9 +48,9 @@ def run(main: Coroutine[Any, Any, None]) -> None:
         raise typer.Exit(1) from None
 
 
-async def _up(settings: StackSettings) -> None:
+async def _up(settings: StackSettings, *, replica: bool) -> None:
     with stop_on_signals():
-        async with Stack(settings, prepare=prepare) as stack:
+        async with Stack(settings, prepare=prepare, replica=replica) as stack:
             await greet(stack)
             await asyncio.Event().wait()
 

@@ -54,6 +54,8 @@ class Context:
     now: Clock
     expires_after: timedelta
     months_ahead: int
+    replica: Database | None = None
+    reports_lag_max_seconds: float = 60.0
     first_month: datetime = clock.EPOCH  # of the partitions there are; kept fresh by the process
     degraded: Callable[[], list[str]] = list
 

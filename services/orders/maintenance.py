@@ -1,5 +1,5 @@
-"""Process `orders-maintenance`: expires unpaid orders, refreshes the order summaries, makes partitions in time, deletes
-old keys and inbox rows."""
+"""Process `orders-maintenance`: expires unpaid orders, refreshes the order summaries, makes partitions in time,
+deletes old keys and inbox rows, and writes the heartbeat that replicas are told their age by."""
 
 import asyncio
 import os
@@ -17,7 +17,7 @@ from services.common.db import Database, LockTimeoutError, TransientError
 from services.common.errors import DomainError
 from services.common.outbox import Wake
 from services.common.process import until_stopped
-from services.orders import commands, expiry, queries, summaries
+from services.orders import commands, expiry, queries, reports, summaries
 from services.orders.after_commit import AfterCommit
 from services.orders.repository import INBOX
 from services.orders.settings import OrdersSettings
@@ -79,6 +79,7 @@ async def run(settings: OrdersSettings) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(_rounds(partial(run_once, database, settings), settings.maintenance_interval_seconds))
             tasks.create_task(_rounds(partial(expire_once, database, after_commit), settings.expiry_interval_seconds))
+            tasks.create_task(_rounds(partial(reports.beat, database), settings.heartbeat_interval_seconds))
             tasks.create_task(
                 _rounds(
                     partial(

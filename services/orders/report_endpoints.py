@@ -1,15 +1,18 @@
-"""HTTP only, of what staff looks at: order summaries. `routes` says which path each of these answers."""
+"""HTTP only, of what staff looks at: order summaries and reports. `routes` says which path each of these answers."""
 
 import hashlib
+from typing import Final
 
 from fastapi import Request, Response
 
 from services.common import clock, cursors, ids
 from services.common.auth import Claims
 from services.common.http import JsonResponse, parameters
-from services.orders import report_schemas, summaries
+from services.orders import report_schemas, reports, summaries
 from services.orders.endpoints import context
 from services.orders.summaries import Filters
+
+REPORTS: Final = "reports:read"
 
 
 async def list_summaries(request: Request, _: Claims) -> Response:
@@ -31,3 +34,13 @@ async def list_summaries(request: Request, _: Claims) -> Response:
     )
     next_cursor = None if page.next_id is None else cursors.sealed(page.next_id, question)
     return JsonResponse(report_schemas.render_summaries(page.rows, next_cursor, page.as_of))
+
+
+async def get_sales(request: Request, _: Claims) -> Response:
+    """GET /v1/reports/sales."""
+    at = context(request)
+    query = parameters(report_schemas.SalesQuery, request)
+    report = await reports.get_sales(
+        at.replica, query.by, query.first_on, query.end_on, query.currency, lag_max_seconds=at.reports_lag_max_seconds
+    )
+    return JsonResponse(report_schemas.render_report(query.by, report))

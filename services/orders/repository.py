@@ -53,6 +53,8 @@ _TYPES: Final[dict[str, sa.types.TypeEngine[Any]]] = {
     "window": sa.Interval(),
     "from_id": sa.Uuid(),
     "walked": sa.Integer(),
+    "first_on": sa.Date(),
+    "end_on": sa.Date(),
 }
 
 # What the projector has applied already, of all its topics.

@@ -29,7 +29,7 @@ from services.orders.endpoints import (
     return_order,
     ship_order,
 )
-from services.orders.report_endpoints import list_summaries
+from services.orders.report_endpoints import REPORTS, get_sales, list_summaries
 
 SCOPES: Final = {
     READ: "read one's own orders and their events",
@@ -38,6 +38,7 @@ SCOPES: Final = {
     PRICE: "agree prices, add adjustments, and place orders for others",
     FULFIL: "cancel, ship, deliver and return anybody's orders",
     INVENTORY: "adjust stock",
+    REPORTS: "read reports",
 }
 
 _TOO_SOON: Final[openapi.Refusals] = {"version_not_reached": (409, "The order has not reached that version.")}
@@ -83,6 +84,14 @@ _SUMMARIES: Final = Operation(
     description="Orders that are open, and those of the last 24 hours, as they stood at `as_of`, about half a minute"
     " ago while all is well. A page may be short, or empty, and still have a `next_cursor`: follow it to null. An"
     " order that stays is found once, however often all is refreshed meanwhile.",
+)
+_SALES: Final = Operation(
+    report_schemas.SalesReport,
+    query=report_schemas.SalesQuery,
+    refusals=openapi.UNAVAILABLE,
+    description="What was placed, cancelled and refunded, each on the day (UTC) it happened; by product the thousand"
+    " that sold most; by status the orders placed in the interval as they stand now. Read from a replica: `as_of` says"
+    " how far it has come, and without one that is fresh enough there is no report.",
 )
 _STOCK: Final = Operation(answers.StockAnswer, answer_headers=("ETag", "X-Cache", "Age"))
 _ADJUST: Final = Operation(
@@ -144,6 +153,7 @@ ROUTES: Final = (
         *("GET", "/v1/order-summaries", list_summaries, AnyOf((READ_ANY,))),
         *("List open and young orders in short, newest first", "summaries", _SUMMARIES),
     ),
+    Route("GET", "/v1/reports/sales", get_sales, AnyOf((REPORTS,)), "Get a report of sales", "reports", _SALES),
     Route("GET", _STOCK_OF, get_inventory, AnyOf(), "Get a product's stock", "inventory", _STOCK),
     Route(
         *("POST", f"{_STOCK_OF}/adjustments", adjust_stock, AnyOf((INVENTORY,))),

@@ -318,3 +318,13 @@ orders_by_status = sa.Table(
     sa.PrimaryKeyConstraint("placed_on", "currency", "status"),
     comment="of the orders placed on each day how many have which status: sums of events, kept by orders-projector",
 )
+
+heartbeat = sa.Table(
+    "heartbeat",
+    metadata,
+    sa.Column("one", sa.Boolean, nullable=False, server_default=sa.true()),
+    sa.Column("at", timestamptz, comment="all that was committed by then is on a replica that has this"),
+    sa.PrimaryKeyConstraint("one"),
+    sa.CheckConstraint("one", name="one"),
+    comment="one row, written by orders-maintenance every few seconds",
+)

@@ -177,6 +177,10 @@ GRANTS = {
     ("orders_projector", "orders.products"): {"SELECT", "INSERT", "UPDATE"},
     ("orders_projector", "orders.sales_daily"): {"SELECT", "INSERT", "UPDATE"},
     ("orders_projector", "orders.sales_daily_product"): {"SELECT", "INSERT", "UPDATE"},
+    ("orders_reports", "orders.heartbeat"): {"SELECT"},
+    ("orders_reports", "orders.orders_by_status"): {"SELECT"},
+    ("orders_reports", "orders.sales_daily"): {"SELECT"},
+    ("orders_reports", "orders.sales_daily_product"): {"SELECT"},
     ("outbox_relay", "catalog.outbox"): {"SELECT", "DELETE"},
     ("outbox_relay", "orders.invalidations"): {"SELECT", "DELETE"},
     ("outbox_relay", "orders.order_events"): {"SELECT"},
@@ -212,7 +216,9 @@ async def test_of_the_columns_of_stock_each_process_changes_only_its_own(owner: 
     )
     moved = [(role, f"inventory.{c}", "UPDATE") for role in PROCESSES for c in ("on_hand", "reserved", "version")]
     copied = [("orders_projector", "inventory.product_version", "UPDATE")]
-    assert sorted(tuple(row) for row in rows) == sorted(moved + copied)
+    assert sorted(tuple(row) for row in rows) == sorted(
+        [*moved, *copied, ("orders_maintenance", "heartbeat.at", "UPDATE")]
+    )
 
 
 async def test_a_month_is_made_once_and_is_like_its_siblings(owner: "Connection") -> None:
