@@ -175,6 +175,7 @@ async def test_reports_are_sums_of_the_rollups_by_what_was_asked(
 async def test_what_is_no_interval_is_refused(open_shop: OpenShop, params: dict[str, str]) -> None:
     async with open_shop() as shop:
         assert refused(await ask(shop, **params)) == "422 invalid"
+        assert refused(await shop.get("/v1/reports/sales", scope="reports:read")) == "422 invalid"
 
 
 async def test_only_who_may_read_reports_does(open_shop: OpenShop) -> None:
