@@ -18,6 +18,7 @@ ROLES = (
     "orders_api",
     "orders_projector",
     "orders_maintenance",
+    "orders_reports",
     "catalog_api",
     "customers_api",
     "payments_worker",

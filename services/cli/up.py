@@ -29,6 +29,9 @@ console = Console(stderr=True)
 
 def up(
     edge: Annotated[bool, typer.Option("--edge", help="with nginx, as the machine has it, before the APIs")] = False,
+    replica: Annotated[
+        bool, typer.Option("--replica", help="with a streaming replica of PostgreSQL, which reports need")
+    ] = False,
 ) -> None:
     """Start everything, and keep it running until Ctrl-C.
 
@@ -36,7 +39,7 @@ def up(
     others. State is kept in ORDERS_HOME (.local); ORDERS_PORT_BASE (8000) moves all ports. What dies is restarted.
     """
     log.configure("orders-up", "INFO")
-    run(_up(StackSettings(), edge=edge))
+    run(_up(StackSettings(), edge=edge, replica=replica))
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
@@ -48,9 +51,9 @@ def run(main: Coroutine[Any, Any, None]) -> None:
         raise typer.Exit(1) from None
 
 
-async def _up(settings: StackSettings, *, edge: bool) -> None:
+async def _up(settings: StackSettings, *, edge: bool, replica: bool) -> None:
     with stop_on_signals():
-        async with Stack(settings, edge=edge, prepare=prepare) as stack:
+        async with Stack(settings, edge=edge, replica=replica, prepare=prepare) as stack:
             await greet(stack)
             await asyncio.Event().wait()
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NewType, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, NewType, TypeVar
 
 import asyncpg
 import orjson
@@ -31,6 +31,8 @@ ReadConnection = NewType("ReadConnection", "PoolConnectionProxy[asyncpg.Record]"
 WriteConnection = NewType("WriteConnection", ReadConnection)
 
 Row = asyncpg.Record
+
+Isolation = Literal["read_committed", "repeatable_read"]
 
 T = TypeVar("T")
 log = structlog.get_logger()
@@ -193,10 +195,10 @@ class Database:
         return _Session(self)
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[WriteConnection]:
-        """A READ COMMITTED transaction: committed when the block ends, rolled back when it raises."""
+    async def transaction(self, isolation: Isolation | None = None) -> AsyncIterator[WriteConnection]:
+        """A transaction, READ COMMITTED if not said: committed when the block ends, rolled back when it raises."""
         async with self.session() as connection:
-            transaction = connection.transaction()
+            transaction = connection.transaction(isolation=isolation)
             try:
                 async with transaction:
                     yield connection

@@ -160,7 +160,14 @@ def validated(model: type[M], value: object) -> M:
 
 def parameters(model: type[M], request: Request) -> M:
     """The query string as a `model`. 422 `invalid` as validated."""
-    return validated(model, dict(request.query_params)) if request.scope["query_string"] else _without(model)
+    given = request.scope["query_string"] or _asks(model)
+    return validated(model, dict(request.query_params)) if given else _without(model)
+
+
+@cache
+def _asks(model: type[BaseModel]) -> bool:
+    """Whether it has parameters that must be given."""
+    return any(field.is_required() for field in model.model_fields.values())
 
 
 @cache

@@ -5,22 +5,29 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from services.embedded.kafka import Kafka
 from services.embedded.postgres import Postgres
+from services.embedded.replica import Replica
 from services.embedded.settings import HOST, ISSUER, StackSettings
 from services.embedded.valkey import Valkey
+
+REPORTS_ROLE = "orders_reports"
 
 
 @dataclass(frozen=True)
 class Addresses:
-    """`postgres` is the URL of the owner of the database, who may migrate it; `role_password` is every role's."""
+    """`postgres` is the URL of the owner of the database, who may migrate it; `role_password` is every role's.
+
+    `replica` is the URL of the replica as the role that reads reports, None for none.
+    """
 
     postgres: str
     valkey: str
     kafka: str
     issuer: str
     role_password: str | None = None
+    replica: str | None = None
 
     @classmethod
-    def of(cls, settings: StackSettings) -> "Addresses":
+    def of(cls, settings: StackSettings, *, replica: bool = False) -> "Addresses":
         """What will be true once the stack has started."""
         given = settings.postgres_url
         return cls(
@@ -30,6 +37,8 @@ class Addresses:
             issuer=settings.issuer_url or f"http://{HOST}:{settings.port(ISSUER)}",
             # our own socket asks nobody for a password
             role_password=settings.role_password or unquote(urlsplit(given).password or "") or None if given else None,
+            replica=settings.replica_url
+            or (with_user(Replica.of(settings).url, REPORTS_ROLE, None) if replica else None),
         )
 
     def postgres_as(self, role: str) -> str:

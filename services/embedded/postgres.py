@@ -24,7 +24,7 @@ from services.embedded.tool import run_tool
 DATABASE = "orders"
 _SOCKET_DIRECTORY_BYTES = 80  # sun_path holds 108 (104 on macOS) with "/.s.PGSQL.65535.lock" at its end
 _ORPHANS_SECONDS = 30  # a fast shutdown with its checkpoint
-_ENVIRONMENT = {"LC_ALL": "C", "PATH": os.defpath}  # not ours: PGPORT and the like are meant for other servers
+ENVIRONMENT = {"LC_ALL": "C", "PATH": os.defpath}  # not ours: PGPORT and the like are meant for other servers
 
 _FLAGS = {
     "listen_addresses": HOST,
@@ -32,6 +32,7 @@ _FLAGS = {
     "shared_buffers": "256MB",  # holds the hot months of a demo, and fits a laptop
     "max_wal_size": "2GB",  # loading a million orders would else checkpoint all the time
     "wal_level": "replica",  # backups and a reporting replica need it
+    "max_slot_wal_keep_size": "2GB",  # a replica that is not started any more does not fill the disk
     "max_locks_per_transaction": "1024",  # one statement over all months locks each partition and its indexes
     "autovacuum_naptime": "5s",  # the outbox leaves thousands of dead rows a second
     "TimeZone": "UTC",
@@ -93,22 +94,15 @@ class Postgres:
         binaries = _binaries()
         account = Account.owning(self.directory)
         self._own_sockets(account)
-        if not self.directory.exists():
-            await self._initialise(binaries, account)
         await self._end_orphans()
-        flags = {
-            **_FLAGS,
-            **(_DURABLE if self.durable else _FOR_TESTS),
-            "port": str(self.port),
-            "unix_socket_directories": f'"{self.socket_directory}"',
-        }
+        await self.make(binaries, account)
         return Program(
             name=self.name,
             argv=(
                 *(str(binaries / "postgres"), "-D", str(self.directory)),
-                *(word for flag, value in flags.items() for word in ("-c", f"{flag}={value}")),
+                *(word for flag, value in self.flags().items() for word in ("-c", f"{flag}={value}")),
             ),
-            env=_ENVIRONMENT,
+            env=ENVIRONMENT,
             ready=self._ready,
             ports=self.ports,
             account=account,
@@ -117,6 +111,15 @@ class Postgres:
             start_seconds=300,  # after a crash it replays up to max_wal_size before it answers
             grace_seconds=30,
         )
+
+    def flags(self) -> dict[str, str]:
+        """What the server is told on its command line."""
+        return {
+            **_FLAGS,
+            **(_DURABLE if self.durable else _FOR_TESTS),
+            "port": str(self.port),
+            "unix_socket_directories": f'"{self.socket_directory}"',
+        }
 
     async def create_database(self) -> None:
         """The database exists. The server has to be ready."""
@@ -139,7 +142,10 @@ class Postgres:
         if account:
             account.own(directory)
 
-    async def _initialise(self, binaries: Path, account: Account | None) -> None:
+    async def make(self, binaries: Path, account: Account | None) -> None:
+        """The directory holds a cluster."""
+        if self.directory.exists():
+            return
         fresh = self.directory.with_name("postgres.new")  # renamed when whole: initdb cut short leaves no half cluster
         if fresh.exists():
             shutil.rmtree(fresh)
@@ -160,7 +166,7 @@ class Postgres:
             "PostgreSQL could not create its cluster",
             command,
             log=self.log,
-            env=_ENVIRONMENT,
+            env=ENVIRONMENT,
             directory=Path("/"),
             remedy=_REMEDY,
             **identity,

@@ -30,7 +30,7 @@ class Process:
 
     `port` and `metrics` are offsets, written down rather than counted: a new process must not move another's port.
     `argv` replaces the script of that name. `callbacks`: it signs or verifies what a payment provider calls back with.
-    `client`: it calls other services in its own name.
+    `client`: it calls other services in its own name. `reports`: it reads the replica, where there is one.
     """
 
     name: str
@@ -42,13 +42,20 @@ class Process:
     scheme: str = "http"
     callbacks: bool = False
     client: bool = False
+    reports: bool = False
     argv: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     grace_seconds: float = 15
 
 
 # May do more than a process should; who needs one is given it.
-_SECRETS = {"ORDERS_POSTGRES_URL", "ORDERS_ROLE_PASSWORD", "ORDERS_CALLBACK_SECRET", "ORDERS_CLIENT_SECRET"}
+_SECRETS = {
+    "ORDERS_POSTGRES_URL",
+    "ORDERS_REPLICA_URL",
+    "ORDERS_ROLE_PASSWORD",
+    "ORDERS_CALLBACK_SECRET",
+    "ORDERS_CLIENT_SECRET",
+}
 
 # Stopped from the end: first nobody takes orders any more, and the relay has time to publish the last.
 PROCESSES = (
@@ -78,7 +85,15 @@ PROCESSES = (
         ready_path="/readyz",
         endpoint="customers",
     ),
-    Process("orders-api", role="orders_api", port=ORDERS, metrics=METRICS, ready_path="/readyz", endpoint="orders"),
+    Process(
+        "orders-api",
+        role="orders_api",
+        port=ORDERS,
+        metrics=METRICS,
+        ready_path="/readyz",
+        endpoint="orders",
+        reports=True,
+    ),
     Process(
         "realtime-gateway",
         port=REALTIME,
@@ -137,6 +152,7 @@ class ProcessPart:
             env={
                 **{name: value for name, value in os.environ.items() if name not in _SECRETS},
                 **({"ORDERS_POSTGRES_URL": where.postgres_as(role)} if role else {}),
+                **({"ORDERS_REPLICA_URL": where.replica} if self.process.reports and where.replica else {}),
                 "ORDERS_VALKEY_URL": where.valkey,
                 "ORDERS_KAFKA_URL": where.kafka,
                 "ORDERS_ISSUER_URL": where.issuer,

@@ -11,6 +11,7 @@ HOST = "127.0.0.1"  # a development stack trusts whoever reaches it, so nothing 
 ORDERS, CATALOG, CUSTOMERS, REALTIME, ISSUER, SANDBOX, PAYMENTS = range(7)
 EDGE = 80
 POSTGRES = 1032
+REPLICA = 1033
 VALKEY = 1079
 KAFKA = 1092
 KAFKA_CONTROLLER = 1093
@@ -26,6 +27,9 @@ class StackSettings(BaseSettings):
     home: Path = Field(default=Path(".local"), description="directory of all state, logs and endpoints.json")
     port_base: int = Field(default=8000, ge=1024, le=65535 - _HIGHEST_OFFSET, description="all ports follow from it")
     postgres_url: str | None = Field(default=None, description="replaces PostgreSQL: libpq URL of an owner of `orders`")
+    replica_url: str | None = Field(
+        default=None, description="a streaming replica that is there, as a role that may read reports"
+    )
     role_password: str | None = Field(default=None, description="of every process's role there; default: the URL's")
     valkey_url: str | None = Field(default=None, description="replaces Valkey: URL of Valkey or Redis")
     kafka_url: str | None = Field(default=None, description="replaces Kafka: host:port, separated by commas")

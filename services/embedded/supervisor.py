@@ -20,6 +20,7 @@ from services.embedded.kafka import Kafka
 from services.embedded.postgres import DATABASE, Postgres
 from services.embedded.processes import PROCESSES, Process, ProcessPart
 from services.embedded.program import Part
+from services.embedded.replica import Replica
 from services.embedded.room import check_ports, check_space
 from services.embedded.settings import HOST, StackSettings
 from services.embedded.valkey import Valkey
@@ -35,6 +36,7 @@ class Stack:
     StackError when it cannot start; then nothing is left either. Needs asyncio's own event loop.
     With `edge`, nginx before the processes; it is the machine's.
     What dies before it has lived for `healthy_seconds` is started ever later: who kills on purpose says less.
+    With `replica` a second PostgreSQL follows the embedded one, for reports.
     """
 
     def __init__(
@@ -45,12 +47,16 @@ class Stack:
         edge: bool = False,
         prepare: "Callable[[Stack], Awaitable[None]] | None" = None,
         durable: bool = True,
+        replica: bool = False,
         healthy_seconds: float = HEALTHY_SECONDS,
     ) -> None:
         self.settings = settings
-        self.addresses = Addresses.of(settings)
+        if replica and (settings.postgres_url or settings.replica_url):
+            raise StackError("a replica is made of the embedded PostgreSQL alone", "Give the URL of yours instead.")
+        self.addresses = Addresses.of(settings, replica=replica)
         self.endpoints: dict[str, object] = {}
         self._postgres = None if settings.postgres_url else Postgres.of(settings, durable=durable)
+        self._replica = Replica.of(settings, durable=durable) if replica else None
         self._others: list[Part] = []
         if not settings.valkey_url:
             self._others.append(Valkey.of(settings))
@@ -121,6 +127,9 @@ class Stack:
         await _together(self._run(server) for server in servers)
         if self._postgres:
             await self._postgres.create_database()
+        if self._replica:
+            self._ending.push_async_callback(self._stop, [self._replica])
+            await self._run(self._replica)
         inspection = await inspection_url(self.addresses.postgres, self._postgres_over_tcp(), home)
         if self._prepare:
             await self._prepare(self)

@@ -32,6 +32,7 @@ def create_app(settings: OrdersSettings, now: clock.Clock = clock.now) -> Applic
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         database = Database(settings.postgres_url, application_name=PROCESS, size_max=settings.pool_size)
+        replica = _replica(settings)
         wake = Wake(settings.valkey_url, "orders")
         cache = caches.cache(settings.cache_at)
         at = Context(
@@ -42,9 +43,13 @@ def create_app(settings: OrdersSettings, now: clock.Clock = clock.now) -> Applic
             now=now,
             expires_after=settings.pending_expires_after,
             months_ahead=settings.months_ahead,
+            replica=replica,
+            reports_lag_max_seconds=settings.reports_lag_max_seconds,
             degraded=lambda: [] if wake.healthy else ["valkey does not answer: events leave by polling"],
         )
         app.state.context = at
+        if replica is not None:
+            await replica.open()
         await database.open()
         wake.start()
         await _refresh_months(at)
@@ -58,6 +63,8 @@ def create_app(settings: OrdersSettings, now: clock.Clock = clock.now) -> Applic
             if cache is not None:
                 await cache.close()
             await wake.close()
+            if replica is not None:
+                await replica.close()
             await database.close()
             await verifier.aclose()
 
@@ -70,6 +77,13 @@ def create_app(settings: OrdersSettings, now: clock.Clock = clock.now) -> Applic
         verifier=verifier,
         lifespan=lifespan,
     )
+
+
+def _replica(settings: OrdersSettings) -> Database | None:
+    """Connected to when the first report is asked for: it may be away."""
+    if not settings.replica_url:
+        return None
+    return Database(settings.replica_url, application_name=f"{PROCESS} reports", size_min=0, size_max=2)
 
 
 async def _refresh_months(at: Context) -> None:

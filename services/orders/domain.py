@@ -78,6 +78,9 @@ class Transition(Generic[S]):
         return (self.target,) if self.part is None else (self.part, self.target)
 
 
+# Something of such an order is still to be done, by the buyer, by us, or on its way.
+OPEN_STATUSES: Final = (OrderStatus.PENDING, OrderStatus.CONFIRMED, OrderStatus.PARTIALLY_SHIPPED, OrderStatus.SHIPPED)
+
 # Of `status`.
 TRANSITIONS: Final[tuple[Transition[OrderStatus], ...]] = (
     Transition(EventType.CONFIRMED, frozenset({OrderStatus.PENDING}), OrderStatus.CONFIRMED),

@@ -27,7 +27,7 @@ from services.common.http import (
 from services.common.idempotency import HEADER, key_from, request_hash
 from services.common.ids import OrderKey
 from services.contracts.orders import Adjustment
-from services.orders import answers, commands, queries, reads, schemas, stock
+from services.orders import answers, commands, queries, reads, schemas, stock, summaries
 from services.orders.after_commit import AfterCommit
 from services.orders.commands import Caller, Key, Line, Outcome, Placement
 from services.orders.domain import CancelReason, Command, Part
@@ -54,6 +54,8 @@ class Context:
     now: Clock
     expires_after: timedelta
     months_ahead: int
+    replica: Database | None = None
+    reports_lag_max_seconds: float = 60.0
     first_month: datetime = clock.EPOCH  # of the partitions there are; kept fresh by the process
     degraded: Callable[[], list[str]] = list
 
@@ -250,12 +252,13 @@ async def get_readiness(request: Request) -> Response:
     at = context(request)
     try:
         months = await queries.get_months(at.database)
+        late = await summaries.get_warnings(at.database)
     except TransientError as error:
         raise unavailable("The database does not answer.") from error
     verdict = queries.judge_months(months, at.now(), months_ahead=at.months_ahead)
     if verdict.missing:
         raise unavailable(f"Partitions are missing: {', '.join(verdict.missing)}.", retry_after_seconds=10)
-    return JsonResponse({"status": "ok", "warnings": [*verdict.warnings, *at.degraded()]})
+    return JsonResponse({"status": "ok", "warnings": [*verdict.warnings, *late, *at.degraded()]})
 
 
 async def _key_and_content(request: Request, *, may_be_empty: bool = False) -> tuple[str, Any]:

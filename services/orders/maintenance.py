@@ -1,6 +1,10 @@
-"""Process `orders-maintenance`: expires unpaid orders, makes partitions in time, deletes old keys and inbox rows."""
+"""Process `orders-maintenance`: expires unpaid orders, refreshes the order summaries, makes partitions in time,
+deletes old keys and inbox rows, and writes the heartbeat that replicas are told their age by."""
 
 import asyncio
+import os
+import secrets
+import socket
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from functools import partial
@@ -13,7 +17,7 @@ from services.common.db import Database, LockTimeoutError, TransientError
 from services.common.errors import DomainError
 from services.common.outbox import Wake
 from services.common.process import until_stopped
-from services.orders import commands, expiry, queries
+from services.orders import commands, expiry, queries, reports, summaries
 from services.orders.after_commit import AfterCommit
 from services.orders.repository import INBOX
 from services.orders.settings import OrdersSettings
@@ -53,9 +57,19 @@ async def expire_once(database: Database, after_commit: AfterCommit, now: clock.
 
 
 async def run(settings: OrdersSettings) -> None:
-    """Rounds until SIGTERM or SIGINT: upkeep and expiry side by side, each with a connection when it needs one."""
+    """Rounds until SIGTERM or SIGINT: upkeep, expiry and summaries side by side, each with a connection when needed."""
+    # A refresh takes longer than a request may, and whoever waits for it does not wait for the others.
+    patient = Database(
+        settings.postgres_url,
+        application_name=PROCESS,
+        size_min=0,
+        size_max=1,
+        command_timeout_seconds=summaries.REFRESH_TIMEOUT_SECONDS + 1,
+    )
+    await patient.open()
     database = Database(settings.postgres_url, application_name=PROCESS, size_min=0, size_max=2)
     await database.open()
+    holder = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
     wake = Wake(settings.valkey_url, "orders")
     wake.start()
     cache = caches.cache(settings.cache_at)
@@ -65,6 +79,19 @@ async def run(settings: OrdersSettings) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(_rounds(partial(run_once, database, settings), settings.maintenance_interval_seconds))
             tasks.create_task(_rounds(partial(expire_once, database, after_commit), settings.expiry_interval_seconds))
+            tasks.create_task(_rounds(partial(reports.beat, database), settings.heartbeat_interval_seconds))
+            tasks.create_task(
+                _rounds(
+                    partial(
+                        summaries.refresh_when_due,
+                        patient,
+                        holder,
+                        interval=timedelta(seconds=settings.summaries_interval_seconds),
+                        window=settings.summaries_window,
+                    ),
+                    settings.summaries_interval_seconds,
+                )
+            )
 
     try:
         await until_stopped(rounds())
@@ -72,15 +99,19 @@ async def run(settings: OrdersSettings) -> None:
         if cache is not None:
             await cache.close()
         await wake.close()
+        await patient.close()
         await database.close()
 
 
-async def _rounds(work: Callable[[], Awaitable[None]], interval_seconds: float) -> None:
-    """`work`, again and again until cancelled; when it fails in passing it is logged, counted and tried again soon."""
+async def _rounds(work: Callable[[], Awaitable[float | None]], interval_seconds: float) -> None:
+    """`work`, again and again until cancelled, each time after the pause it asks for, or the interval.
+
+    When it fails in passing it is logged, counted and tried again soon.
+    """
     while True:
         pause = interval_seconds
         try:
-            await work()
+            pause = await work() or interval_seconds
         except (TransientError, LockTimeoutError, DomainError) as error:
             maintenance_failures_total.labels(type(error).__name__).inc()
             logger.warning("maintenance.failed", error=repr(error))

@@ -12,8 +12,10 @@ from services.common.db import Database
 from services.common.handle import PoisonError
 from services.common.inbox import Arrival, Verdict, arrival
 from services.common.money import PRICE_MAX
+from services.common.schemas import VERSION_MAX
 from services.common.stream import Received
 from services.contracts.catalog import Product, ProductEventType, product_of
+from services.orders import rollups
 from services.orders.repository import COPY_PRODUCTS, INBOX
 
 _KNOWN: Final = frozenset(ProductEventType)
@@ -52,6 +54,37 @@ async def copy_products(database: Database, topic: str, messages: Sequence[Recei
                 versions=[product.version for product in products],
             )
     return outcomes
+
+
+async def count_sales(database: Database, _topic: str, messages: Sequence[Received]) -> Mapping[str, int]:
+    """What the orders of `messages` have sold is in the rollups, each event once; gives the outcomes.
+
+    One READ COMMITTED transaction, however many events: a day's row is written once. Only keys and versions are read of
+    the messages; events that come no more are counted with the next one of their order. PoisonError for what is no
+    order or not in the log.
+    """
+    newest: dict[UUID, int] = {}
+    said: dict[UUID, Received] = {}
+    arrived = [(_order_id(message), arrival(message).version) for message in messages]
+    for message, (order_id, version) in zip(messages, arrived, strict=True):
+        if version > newest.get(order_id, 0):
+            newest[order_id], said[order_id] = version, message
+    async with database.transaction() as connection:
+        try:
+            counted = await rollups.count(connection, newest)
+        except rollups.UncountableError as error:
+            raise PoisonError(said[error.order_id], str(error)) from error
+    return Counter("stale" if version <= counted.get(order_id, version) else "applied" for order_id, version in arrived)
+
+
+def _order_id(message: Received) -> UUID:
+    arrived = arrival(message)
+    try:
+        if arrived.version > VERSION_MAX:
+            raise ValueError(f"no order has a version {arrived.version}")
+        return ids.order_key(ids.from_text(arrived.key)).order_id
+    except ValueError as error:
+        raise PoisonError(message, f"its key is no order id, or its version none: {error}") from error
 
 
 def _read(message: Received) -> tuple[Arrival, Product | None]:

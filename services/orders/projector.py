@@ -1,7 +1,8 @@
-"""Process `orders-projector`: carries out on orders what others' events say.
+"""Process `orders-projector`: carries out what events say.
 
-Of the catalogue it keeps what orders need in orders.products; what payments say moves their orders. Settings, one
-database, one consumer, one function a topic that applies a batch: docs/consuming.md.
+Of the catalogue it keeps what orders need in orders.products; what payments say moves their orders; what orders have
+sold it adds up in the rollups. Settings, one database, one consumer, one function a topic that applies a batch:
+docs/consuming.md.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ from services.common.handle import Handle
 from services.common.outbox import Wake
 from services.common.process import until_stopped
 from services.common.stream import Received
-from services.contracts.envelope import CATALOG_TOPIC, PAYMENTS_TOPIC
+from services.contracts.envelope import CATALOG_TOPIC, ORDERS_TOPIC, PAYMENTS_TOPIC
 from services.orders import projections, settlements
 from services.orders.after_commit import AfterCommit
 from services.orders.settings import OrdersSettings
@@ -34,6 +35,7 @@ async def run(settings: OrdersSettings) -> None:
     handlers: dict[str, Handle] = {
         CATALOG_TOPIC: partial(projections.copy_products, database),
         PAYMENTS_TOPIC: partial(settlements.settle_orders, database, AfterCommit(wake, cache)),
+        ORDERS_TOPIC: partial(projections.count_sales, database),
     }
 
     async def handle(topic: str, messages: Sequence[Received]) -> Mapping[str, int]:

@@ -1,4 +1,4 @@
-"""`orders rebuild`: the rows of orders and their lines, and the stock, are made what the events tell."""
+"""`orders rebuild`: the rows of orders and their lines, the stock and the rollups are made what the events tell."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,6 +25,7 @@ from services.orders.histories import (
     silent,
     unhurried,
 )
+from services.orders.recount import recount
 
 # What an order holds in reserve it has not shipped, until it is cancelled. `drift` is what is missing in inventory;
 # an order placed or changed meanwhile moves both sides alike, so it may be added later.
@@ -90,16 +91,17 @@ RETURNING i.product_id
 
 @dataclass(slots=True)
 class Rebuilt:
-    """How many orders were looked at, how many written, whose stock was set right, and what was left and why."""
+    """Orders looked at and written, whose stock and how many rollups were set right, what was left and why."""
 
     orders: int = 0
     written: int = 0
     products: int = 0
+    rollups: int = 0
     left: list[str] = field(default_factory=list)
 
 
 async def rebuild(owner_url: str, progress: Progress = silent) -> Rebuilt:
-    """Rows and lines of all orders are what their events tell, and stock is what orders and movements add up to.
+    """Rows and lines of all orders are what their events tell, and stock and rollups what they add up to.
 
     Safe while orders are taken: an order that differs is locked, read again and written, in a transaction a batch
     (READ COMMITTED), in the order of the ids; nothing else is touched, so a second run writes nothing. Nothing is
@@ -114,14 +116,17 @@ async def rebuild(owner_url: str, progress: Progress = silent) -> Rebuilt:
         months = await months_of(connection)
         for number, month in enumerate(months):
             async for batch in histories(connection, month):
-                progress(f"{month:%Y-%m}, {result.orders:,} orders", number, len(months) + 1)
+                progress(f"{month:%Y-%m}, {result.orders:,} orders", number, len(months) + 2)
                 result.orders += len(batch)
                 differing = [history.order_id for history in batch if _differs(history, result)]
                 if differing:
                     async with connection.transaction():
                         result.written += await _write(connection, month, differing)
-        progress("stock", len(months), len(months) + 1)
+        progress("stock", len(months), len(months) + 2)
         await _mend_stock(connection, result)
+        progress("rollups", len(months) + 1, len(months) + 2)
+        result.rollups, uncounted = await recount(connection)
+        result.left += uncounted
     return result
 
 

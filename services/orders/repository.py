@@ -19,6 +19,10 @@ _TYPES: Final[dict[str, sa.types.TypeEngine[Any]]] = {
     "data": sa.Text(),  # JSON as text, cast in the statement
     "adjustments": sa.Text(),  # likewise
     "adjusted_amount": sa.Numeric(),  # many amounts that each fit a bigint may not in sum
+    "order_ids": ARRAY(sa.Uuid()),
+    "created_ats": ARRAY(sa.TIMESTAMP(timezone=True)),
+    "shards": ARRAY(sa.SmallInteger()),
+    "counted_versions": ARRAY(sa.Integer()),
     "product_ids": ARRAY(sa.Uuid()),
     "product_texts": ARRAY(sa.Text()),
     "names": ARRAY(sa.Text()),
@@ -44,10 +48,18 @@ _TYPES: Final[dict[str, sa.types.TypeEngine[Any]]] = {
     "month": sa.Date(),
     "older_than": sa.TIMESTAMP(timezone=True),
     "now": sa.TIMESTAMP(timezone=True),
+    "lease": sa.Interval(),
+    "interval": sa.Interval(),
+    "window": sa.Interval(),
+    "from_id": sa.Uuid(),
+    "walked": sa.Integer(),
+    "first_on": sa.Date(),
+    "end_on": sa.Date(),
 }
 
 # What the projector has applied already, of all its topics.
-INBOX: Final = Inbox(SCHEMA, "orders-projector")
+INBOX_CONSUMER: Final = "orders-projector"
+INBOX: Final = Inbox(SCHEMA, INBOX_CONSUMER)
 
 
 def statement(name: str, sql: str) -> Statement:

@@ -8,7 +8,7 @@ from services.common import openapi
 from services.common.http import AnyOf, Public, Route
 from services.common.openapi import IDEMPOTENCY_KEY, IF_MATCH, IF_NONE_MATCH, Operation
 from services.common.schemas import HealthAnswer, ReadinessAnswer
-from services.orders import answers, commands, schemas, stock
+from services.orders import answers, commands, report_schemas, schemas, stock
 from services.orders.endpoints import (
     FULFIL,
     INVENTORY,
@@ -29,6 +29,7 @@ from services.orders.endpoints import (
     return_order,
     ship_order,
 )
+from services.orders.report_endpoints import REPORTS, get_sales, list_summaries
 
 SCOPES: Final = {
     READ: "read one's own orders and their events",
@@ -37,6 +38,7 @@ SCOPES: Final = {
     PRICE: "agree prices, add adjustments, and place orders for others",
     FULFIL: "cancel, ship, deliver and return anybody's orders",
     INVENTORY: "adjust stock",
+    REPORTS: "read reports",
 }
 
 _TOO_SOON: Final[openapi.Refusals] = {"version_not_reached": (409, "The order has not reached that version.")}
@@ -74,6 +76,22 @@ _EVENTS: Final = Operation(
     answers.EventsPage,
     query=schemas.EventsQuery,
     description="In version order, without a gap. `next_cursor` is the `after_version` of the next page.",
+)
+_SUMMARIES: Final = Operation(
+    report_schemas.SummariesPage,
+    query=report_schemas.SummariesQuery,
+    refusals=_BAD_CURSOR,
+    description="Orders that are open, and those of the last 24 hours, as they stood at `as_of`, about half a minute"
+    " ago while all is well. A page may be short, or empty, and still have a `next_cursor`: follow it to null. An"
+    " order that stays is found once, however often all is refreshed meanwhile.",
+)
+_SALES: Final = Operation(
+    report_schemas.SalesReport,
+    query=report_schemas.SalesQuery,
+    refusals=openapi.UNAVAILABLE,
+    description="What was placed, cancelled and refunded, each on the day (UTC) it happened; by product the thousand"
+    " that sold most; by status the orders placed in the interval as they stand now. Read from a replica: `as_of` says"
+    " how far it has come, and without one that is fresh enough there is no report.",
 )
 _STOCK: Final = Operation(answers.StockAnswer, answer_headers=("ETag", "X-Cache", "Age"))
 _ADJUST: Final = Operation(
@@ -131,6 +149,11 @@ ROUTES: Final = (
     Route("POST", f"{_ID}/ship", ship_order, _STAFF, "Ship an order", "commands", _SHIP),
     Route("POST", f"{_ID}/deliver", deliver_order, _STAFF, "Deliver an order", "commands", _DELIVER),
     Route("POST", f"{_ID}/return", return_order, _STAFF, "Return an order", "commands", _RETURN),
+    Route(
+        *("GET", "/v1/order-summaries", list_summaries, AnyOf((READ_ANY,))),
+        *("List open and young orders in short, newest first", "summaries", _SUMMARIES),
+    ),
+    Route("GET", "/v1/reports/sales", get_sales, AnyOf((REPORTS,)), "Get a report of sales", "reports", _SALES),
     Route("GET", _STOCK_OF, get_inventory, AnyOf(), "Get a product's stock", "inventory", _STOCK),
     Route(
         *("POST", f"{_STOCK_OF}/adjustments", adjust_stock, AnyOf((INVENTORY,))),

@@ -9,6 +9,7 @@ from services.contracts.orders import EventType
 from services.orders import domain
 from services.orders.domain import PAYMENT_TRANSITIONS, TRANSITIONS, CancelReason, S, Transition
 from services.orders.rebuild import STOCK_ON_HAND, STOCK_RESERVED
+from services.orders.recount import DRIFT
 from services.orders.tables import PARTITIONED
 
 
@@ -31,6 +32,8 @@ _PAYMENT_REPAIR: Final = (
     " payment provider, from where it comes back as an event."
 )
 _STOCK_REPAIR: Final = "Run `orders rebuild`: it sets stock right by what orders and movements add up to."
+
+_ROLLUP_REPAIR: Final = "Run `orders rebuild`: it adds to the rollups what they are off by."
 
 
 def _moves(rows: Iterable[Transition[S]]) -> str:
@@ -238,6 +241,7 @@ WHERE created_at >= $1 AND created_at < $2
     Invariant("payment_status_is_true", "orders", _PAYMENT_STATUS, _PAYMENT_REPAIR),
     Invariant("stock_reserved", "inventory", STOCK_RESERVED, _STOCK_REPAIR),
     Invariant("stock_on_hand", "inventory", STOCK_ON_HAND, _STOCK_REPAIR),
+    *(Invariant(f"{table}_is_sum", table, sql, _ROLLUP_REPAIR) for table, sql in DRIFT.items()),
     Invariant(
         "product_copy",
         "products",

@@ -21,7 +21,7 @@ from services.common.db import WriteConnection
 from services.common.ids import OrderKey
 from services.contracts.catalog import Product, ProductEventType
 from services.contracts.orders import Event, EventType, Order, apply
-from services.orders import domain
+from services.orders import domain, sales
 from services.orders.domain import CancelReason, Command
 from services.orders.histories import (
     ITEM_COLUMNS,
@@ -32,6 +32,8 @@ from services.orders.histories import (
     silent,
     unhurried,
 )
+from services.orders.rollups import REMEMBERED_DAYS, add_loaded
+from services.orders.sales import Deltas
 from services.orders.steps import data_of
 
 CURRENCY: Final = "USD"
@@ -129,7 +131,7 @@ class _History:
 
     key: OrderKey
     order: Order
-    events: list[tuple[object, ...]]
+    events: list[tuple[Any, ...]]
 
 
 async def seed(
@@ -147,8 +149,8 @@ async def seed(
 
     The same seed, counts and `now` give the same rows. A seed is loaded once: AlreadySeededError when its products are
     there; another seed adds products and orders beside what there is. Partitions are made for all months, and the next.
-    Products and their stock are one transaction, then each batch of orders is one with what it takes from stock
-    (READ COMMITTED): whatever ends it early, every invariant holds.
+    Products and their stock are one transaction, then each batch of orders is one with what it takes from stock and
+    adds to the rollups (READ COMMITTED): whatever ends it early, every invariant holds.
     """
     started = time.perf_counter()
     now = now or clock.now()
@@ -277,7 +279,7 @@ def _history(plan: _Plan, offered: Sequence[_Product], seed: int, chance: random
     shard = ids.shard_of(buyer)
     key = OrderKey(_uuid7(plan.at, shard, chance), plan.at, shard)
     order: Order | None = None
-    rows: list[tuple[object, ...]] = []
+    rows: list[tuple[Any, ...]] = []
     for command, at in ((None, plan.at), *plan.steps):
         if order is None or command is None:
             kind, actor, data = EventType.PLACED, f"user:{buyer}", _placed(key, buyer, plan, offered)
@@ -354,7 +356,10 @@ def _changed(
 
 
 async def _load(connection: WriteConnection, batch: Sequence[_History]) -> int:
-    """The orders are there with their lines and events, and the stock without what they took; gives the rows."""
+    """The orders are there with their lines and events, the stock is without what they took, and the rollups have it.
+
+    Gives the rows.
+    """
     orders, items = [], []
     shipped, reserved = Counter[UUID](), Counter[UUID]()
     for history in batch:
@@ -373,8 +378,24 @@ async def _load(connection: WriteConnection, batch: Sequence[_History]) -> int:
             ("order_events", _EVENT_COLUMNS, [event for history in batch for event in history.events]),
         ):
             await connection.copy_records_to_table(table, schema_name="orders", columns=columns, records=records)
+        await add_loaded(connection, *_sold(batch))
         await connection.execute(_MOVE_STOCK, moved, [shipped[p] for p in moved], [reserved[p] for p in moved])
     return len(orders) + len(items) + sum(len(history.events) for history in batch)
+
+
+def _sold(batch: Sequence[_History]) -> tuple[Deltas, dict[UUID, int]]:
+    """What the events of these orders add up to, and the versions of those orders that are so young that it matters."""
+    deltas, young = Deltas(), {}
+    since = clock.now() - timedelta(days=REMEMBERED_DAYS)
+    for history in batch:
+        placed_on, status = history.key.created_at.date(), None
+        for *_, version, _, kind, text, _, _, at in history.events:
+            data = orjson.loads(text)
+            sales.add(deltas, kind, data, on=at.date(), placed_on=placed_on, status_before=status)
+            status = data["after"]["status"]
+            if at > since:
+                young[history.key.order_id] = version
+    return deltas, young
 
 
 @lru_cache(maxsize=65_536)

@@ -19,6 +19,24 @@ class OrdersSettings(ProcessSettings):
     expiry_interval_seconds: float = Field(
         default=5.0, gt=0, description="how often maintenance looks for orders that have waited long enough for payment"
     )
+    summaries_interval_seconds: float = Field(
+        default=30.0, gt=0, description="how often maintenance refreshes the order summaries"
+    )
+    summaries_window: timedelta = Field(
+        default=timedelta(hours=24),
+        ge=timedelta(0),
+        le=timedelta(days=31),
+        description="how young orders are that the summaries show besides the open ones: so that a refresh takes 3 s",
+    )
+    replica_url: str = Field(
+        default="", description="libpq URL of a streaming replica, its user orders_reports; empty: no reports"
+    )
+    reports_lag_max_seconds: float = Field(
+        default=60.0, gt=0, description="a replica that is further behind than that gives no reports"
+    )
+    heartbeat_interval_seconds: float = Field(
+        default=5.0, gt=0, description="how often maintenance tells the replica how far it has come"
+    )
     keys_kept_days: int = Field(default=30, ge=1, description="how long idempotency keys are kept")
     inbox_kept_days: int = Field(
         default=30,

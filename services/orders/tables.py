@@ -3,6 +3,7 @@
 Money is bigint in minor units of the order's or product's currency.
 """
 
+from decimal import Decimal
 from typing import Final
 
 import sqlalchemy as sa
@@ -11,7 +12,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from services.common.ids import SHARDS, SLICES
 from services.common.money import AMOUNT_MAX, PRICE_MAX
 from services.contracts.orders import OrderStatus, PaymentStatus
-from services.orders.domain import CancelReason
+from services.orders.domain import OPEN_STATUSES, CancelReason
 
 SCHEMA: Final = "orders"
 PARTITIONED: Final = ("orders", "order_items", "order_events")  # by month of created_at, all three alike
@@ -97,6 +98,11 @@ orders = sa.Table(
 sa.Index(None, orders.c.user_id, orders.c.created_at.desc(), orders.c.order_id.desc())
 sa.Index(None, orders.c.user_id, orders.c.status, orders.c.created_at.desc(), orders.c.order_id.desc())
 sa.Index(None, orders.c.created_at, orders.c.order_id)
+sa.Index(
+    "ix_orders_created_at_open",
+    orders.c.created_at,
+    postgresql_where=orders.c.status.in_([sa.literal_column(repr(status.value)) for status in OPEN_STATUSES]),
+)
 sa.Index(None, orders.c.expires_at, postgresql_where=orders.c.status == sa.literal_column("'pending'"))
 
 order_items = sa.Table(
@@ -252,4 +258,73 @@ products = sa.Table(
     sa.PrimaryKeyConstraint("product_id"),
     sa.CheckConstraint(f"price BETWEEN 1 AND {PRICE_MAX}", name="price"),
     comment="what orders need of the catalogue, copied from it",
+)
+
+summary_refresh = sa.Table(
+    "summary_refresh",
+    metadata,
+    sa.Column("one", sa.Boolean, nullable=False, server_default=sa.true()),
+    sa.Column("as_of", timestamptz, comment="all that was committed by then is shown; null before the first refresh"),
+    sa.Column("since", timestamptz, comment="orders made then or later are shown, of older ones the open"),
+    sa.Column("holder", sa.Text, comment="host:pid:random of the process that refreshes, anew for each"),
+    sa.Column("lease_until", timestamptz),
+    sa.PrimaryKeyConstraint("one"),
+    sa.CheckConstraint("one", name="one"),
+    comment="one row: what orders.order_summaries shows, and who refreshes it now",
+)
+
+
+def _sum_of_money(name: str) -> sa.Column[Decimal]:
+    return sa.Column(name, sa.Numeric, nullable=False, comment="minor units; a sum of many may not fit a bigint")
+
+
+sales_daily = sa.Table(
+    "sales_daily",
+    metadata,
+    sa.Column("day", sa.Date, nullable=False, comment="UTC, of the event"),
+    sa.Column("currency", sa.Text, nullable=False, comment="ISO 4217"),
+    sa.Column("orders", sa.BigInteger, nullable=False, comment="placed"),
+    sa.Column("units", sa.BigInteger, nullable=False),
+    _sum_of_money("gross_amount"),
+    _sum_of_money("discount_amount"),
+    _sum_of_money("charge_amount"),
+    sa.Column("cancelled_orders", sa.BigInteger, nullable=False),
+    _sum_of_money("cancelled_amount"),
+    _sum_of_money("refunded_amount"),
+    sa.PrimaryKeyConstraint("day", "currency"),
+    comment="what was sold, cancelled and refunded on each day: sums of events, kept by orders-projector",
+)
+
+sales_daily_product = sa.Table(
+    "sales_daily_product",
+    metadata,
+    sa.Column("day", sa.Date, nullable=False, comment="UTC, of the event"),
+    sa.Column("currency", sa.Text, nullable=False, comment="ISO 4217"),
+    sa.Column("product_id", sa.Uuid, nullable=False),
+    sa.Column("quantity", sa.BigInteger, nullable=False, comment="units ordered"),
+    _sum_of_money("amount"),
+    sa.PrimaryKeyConstraint("day", "currency", "product_id"),
+    comment="what was ordered of each product on each day: sums of events, kept by orders-projector",
+)
+
+orders_by_status = sa.Table(
+    "orders_by_status",
+    metadata,
+    sa.Column("placed_on", sa.Date, nullable=False, comment="UTC"),
+    sa.Column("currency", sa.Text, nullable=False, comment="ISO 4217"),
+    sa.Column("status", sa.Text, nullable=False, comment="now"),
+    sa.Column("orders", sa.BigInteger, nullable=False),
+    _sum_of_money("amount"),
+    sa.PrimaryKeyConstraint("placed_on", "currency", "status"),
+    comment="of the orders placed on each day how many have which status: sums of events, kept by orders-projector",
+)
+
+heartbeat = sa.Table(
+    "heartbeat",
+    metadata,
+    sa.Column("one", sa.Boolean, nullable=False, server_default=sa.true()),
+    sa.Column("at", timestamptz, comment="all that was committed by then is on a replica that has this"),
+    sa.PrimaryKeyConstraint("one"),
+    sa.CheckConstraint("one", name="one"),
+    comment="one row, written by orders-maintenance every few seconds",
 )

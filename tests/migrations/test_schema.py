@@ -154,9 +154,11 @@ GRANTS = {
     ("orders_api", "orders.months"): {"SELECT"},
     ("orders_api", "orders.order_events"): {"SELECT", "INSERT"},
     ("orders_api", "orders.order_items"): {"SELECT", "INSERT", "UPDATE"},
+    ("orders_api", "orders.order_summaries"): {"SELECT"},
     ("orders_api", "orders.orders"): {"SELECT", "INSERT", "UPDATE"},
     ("orders_api", "orders.outbox"): {"INSERT"},
     ("orders_api", "orders.products"): {"SELECT"},
+    ("orders_api", "orders.summary_refresh"): {"SELECT"},
     ("orders_maintenance", "orders.idempotency_keys"): {"SELECT", "DELETE"},
     ("orders_maintenance", "orders.inbox"): {"SELECT", "DELETE"},
     ("orders_maintenance", "orders.invalidations"): {"INSERT"},
@@ -164,16 +166,25 @@ GRANTS = {
     ("orders_maintenance", "orders.months"): {"SELECT"},
     ("orders_maintenance", "orders.order_events"): {"SELECT", "INSERT"},
     ("orders_maintenance", "orders.order_items"): {"SELECT", "UPDATE"},
+    ("orders_maintenance", "orders.order_summaries"): {"SELECT", "MAINTAIN"},
     ("orders_maintenance", "orders.orders"): {"SELECT", "UPDATE"},
     ("orders_maintenance", "orders.outbox"): {"INSERT"},
+    ("orders_maintenance", "orders.summary_refresh"): {"SELECT", "UPDATE"},
     ("orders_projector", "orders.inbox"): {"SELECT", "INSERT", "UPDATE"},
     ("orders_projector", "orders.invalidations"): {"INSERT"},
     ("orders_projector", "orders.inventory"): {"SELECT"},
     ("orders_projector", "orders.order_events"): {"SELECT", "INSERT"},
     ("orders_projector", "orders.order_items"): {"SELECT", "UPDATE"},
     ("orders_projector", "orders.orders"): {"SELECT", "UPDATE"},
+    ("orders_projector", "orders.orders_by_status"): {"SELECT", "INSERT", "UPDATE"},
     ("orders_projector", "orders.outbox"): {"INSERT"},
     ("orders_projector", "orders.products"): {"SELECT", "INSERT", "UPDATE"},
+    ("orders_projector", "orders.sales_daily"): {"SELECT", "INSERT", "UPDATE"},
+    ("orders_projector", "orders.sales_daily_product"): {"SELECT", "INSERT", "UPDATE"},
+    ("orders_reports", "orders.heartbeat"): {"SELECT"},
+    ("orders_reports", "orders.orders_by_status"): {"SELECT"},
+    ("orders_reports", "orders.sales_daily"): {"SELECT"},
+    ("orders_reports", "orders.sales_daily_product"): {"SELECT"},
     ("outbox_relay", "catalog.outbox"): {"SELECT", "DELETE"},
     ("outbox_relay", "customers.invalidations"): {"SELECT", "DELETE"},
     ("outbox_relay", "orders.invalidations"): {"SELECT", "DELETE"},
@@ -211,7 +222,9 @@ async def test_of_the_columns_of_stock_each_process_changes_only_its_own(owner: 
     )
     moved = [(role, f"inventory.{c}", "UPDATE") for role in PROCESSES for c in ("on_hand", "reserved", "version")]
     copied = [("orders_projector", "inventory.product_version", "UPDATE")]
-    assert sorted(tuple(row) for row in rows) == sorted(moved + copied)
+    assert sorted(tuple(row) for row in rows) == sorted(
+        [*moved, *copied, ("orders_maintenance", "heartbeat.at", "UPDATE")]
+    )
 
 
 async def test_a_month_is_made_once_and_is_like_its_siblings(owner: "Connection") -> None:

@@ -41,6 +41,10 @@ CASES: Final[Mapping[str, tuple[Callable[[Shop], Awaitable[str]], str | None]]] 
 }
 
 
+# What these answer when nobody has refreshed them, and without an interval: they never come near the cache.
+ELSEWHERE: Final = {"/v1/order-summaries": 503, "/v1/reports/sales": 422}
+
+
 @pytest.fixture
 async def shop(
     orders_settings: OrdersSettings, issuer: tuple[Path, str], owner: Owner, monkeypatch: pytest.MonkeyPatch
@@ -65,8 +69,8 @@ async def test_a_route_that_is_not_said_to_be_cached_is_not(shop: Shop) -> None:
     ids = {"order_id": order["order_id"], "product_id": order["items"][0]["product_id"]}
     found = []
     for path in READS:
-        response = await shop.get(path.format(**ids))
-        assert response.status_code == 200, response.text
+        response = await shop.get(path.format(**ids), scope="orders:read orders:read:any reports:read")
+        assert response.status_code == ELSEWHERE.get(path, 200), response.text
         if "X-Cache" in response.headers:
             found.append(path)
     assert found == CACHED

@@ -116,12 +116,12 @@ async def test_readiness_warns_two_months_before_an_insert_could_fail(
         response = await readiness(shop)
         assert response.status_code == status
         if warnings is not None:
-            assert len(response.json()["warnings"]) == warnings
+            assert len([said for said in response.json()["warnings"] if "partition" in said]) == warnings
         placed = await shop.place((await shop.product(), 1))
         assert placed.status_code == 201  # up to the end of the last month
 
 
-async def test_the_process_makes_months_at_its_start_and_ends_on_sigterm(
+async def test_the_process_makes_months_summaries_and_its_first_heartbeat_at_its_start_and_ends_on_sigterm(
     settings: OrdersSettings, owner: "Connection"
 ) -> None:
     last = f"{clock.add_months(clock.month_of(clock.now()), 5):%Y_%m}"
@@ -135,7 +135,10 @@ async def test_the_process_makes_months_at_its_start_and_ends_on_sigterm(
     process = await asyncio.create_subprocess_exec(script, env=environment)
 
     async def made() -> bool:
-        return last in await months(owner)
+        other: bool = await owner.fetchval(
+            "SELECT h.at IS NOT NULL AND s.as_of IS NOT NULL FROM orders.heartbeat h, orders.summary_refresh s"
+        )
+        return other and last in await months(owner)
 
     await asyncio.wait_for(until(made), 30)
     process.send_signal(signal.SIGTERM)
