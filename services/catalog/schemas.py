@@ -1,10 +1,10 @@
 """What comes in over HTTP, and how what goes out is described."""
 
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
 
-from services.common import openapi
+from services.common import money, openapi
 from services.common.schemas import (
     AT,
     PAGE_DEFAULT,
@@ -34,6 +34,9 @@ LongText = Annotated[
 ]
 
 
+QueryPrice = Annotated[int, Field(ge=0, le=money.PRICE_MAX + 1)]
+
+
 class ProductBody(Body):
     """All that can be said of a product; what is left out is empty."""
 
@@ -46,12 +49,35 @@ class ProductBody(Body):
     active: Annotated[bool, Field(description="whether it is for sale")]
 
 
-class ListQuery(BaseModel):
-    """Parameters of listing products."""
+class FindQuery(BaseModel):
+    """Which products, and how many. Prices are half-open, [from, to)."""
 
     model_config = ConfigDict(extra="forbid")
 
+    active: bool = Field(default=True, description="those for sale, or those that are not")
+    currency: Currency | None = None
+    price_from: QueryPrice | None = Field(default=None, description="minor units of `currency`, which has to be given")
+    price_to: QueryPrice | None = Field(default=None, description="as `price_from`, and not itself in the range")
     limit: Limit = PAGE_DEFAULT
+
+    @field_validator("price_from", "price_to")
+    @classmethod
+    def _of_a_currency(cls, price: int | None, others: ValidationInfo) -> int | None:
+        if price is not None and others.data.get("currency", "") is None:  # not there when it is at fault itself
+            raise ValueError("a price is in minor units of a currency: name it, too")
+        return price
+
+
+class SearchQuery(FindQuery):
+    """What is looked for."""
+
+    q: Annotated[ShortText, Field(description='words; also `"a phrase"`, `or`, and `-` before what is not wanted')]
+
+
+class ListQuery(FindQuery):
+    """Parameters of listing products."""
+
+    sort: Literal["newest", "name"] = Field(default="newest", description="by id, the last made first, or by name")
     cursor: str | None = Field(default=None, description="`next_cursor` of the page before")
 
 
@@ -80,7 +106,7 @@ class ProductAnswer(BaseModel):
 
 
 class ProductsPage(BaseModel):
-    """Products in the order of their ids."""
+    """Products, in the order that was asked for."""
 
     data: list[ProductAnswer]
     next_cursor: str | None

@@ -15,7 +15,7 @@ from rich.table import Table
 from services.cli.target import failures_told, owner_url
 from services.common import clock, db, ids
 from services.common.db import Database
-from services.relay.invalidations import ORDERS_INVALIDATIONS
+from services.relay.invalidations import INVALIDATIONS
 from services.relay.outboxes import OUTBOXES, observing
 
 T = TypeVar("T")
@@ -81,7 +81,7 @@ def _run(work: Callable[[Database], Awaitable[T]]) -> T:
 
 def _show(*, as_json: bool) -> None:
     async def read(database: Database) -> tuple[list[Any], list[Any]]:
-        return await database.rows(observing((*OUTBOXES, ORDERS_INVALIDATIONS))), await database.rows(_RELAYS)
+        return await database.rows(observing((*OUTBOXES, *INVALIDATIONS))), await database.rows(_RELAYS)
 
     outboxes, relays = _run(read)
     if as_json:

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NewType, TypeVar
 
 import asyncpg
@@ -137,10 +138,12 @@ class Database:
         size_max: int = 16,
         size_min: int = 1,
         command_timeout_seconds: float = COMMAND_TIMEOUT_SECONDS,
+        settings: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
+        """`settings` are of its sessions, besides and before SESSION."""
         self._url = url
         self._command_timeout_seconds = command_timeout_seconds
-        self._settings = {**SESSION, "application_name": application_name}
+        self._settings = {**SESSION, **settings, "application_name": application_name}
         self._size_max, self._size_min = size_max, size_min
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._kept: list[WriteConnection] = []  # idle, and not given back: the pool's own way there and back is long

@@ -5,6 +5,7 @@ caller is authenticated and authorised before the endpoint reads anything of the
 """
 
 import asyncio
+import hashlib
 import os
 import re
 import time
@@ -26,6 +27,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from services.common import metrics, openapi
 from services.common.auth import Claims, TokenVerifier, require
+from services.common.cached import Answer
 from services.common.errors import DomainError, invalid
 from services.common.log import request_context
 from services.common.openapi import JSON, PROBLEM
@@ -150,7 +152,7 @@ def parameters(model: type[M], request: Request) -> M:
 @cache
 def _without(model: type[M]) -> M:
     """A model of no parameters; whoever is given it only reads it."""
-    return model()
+    return validated(model, {})
 
 
 def _pointer(member: str | int) -> str:
@@ -167,15 +169,33 @@ def if_match_version(header: str | None) -> int | None:
 
 def none_match(header: str | None, version: int) -> bool:
     """Whether `If-None-Match` (RFC 9110, section 13.1.2, weak comparison) holds a tag other than the version's."""
+    return none_match_tag(header, etag(version))
+
+
+def none_match_tag(header: str | None, entity_tag: str) -> bool:
+    """As `none_match`, of any tag."""
     if header is None:
         return True
     tags = {tag.strip().removeprefix("W/") for tag in header.split(",")}
-    return "*" not in tags and etag(version) not in tags
+    return "*" not in tags and entity_tag not in tags
 
 
 def etag(version: int) -> str:
     """The entity tag of a version."""
     return f'"{version}"'
+
+
+def etag_of(body: bytes) -> str:
+    """The entity tag of what has no version: a digest of its bytes."""
+    return f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+
+
+def cached_headers(answer: Answer) -> dict[str, str]:
+    """ETag, and where the answer comes from; how long ago it was read from the database, when it was kept since."""
+    headers = {"ETag": etag(answer.entry.version), "X-Cache": answer.outcome}
+    if answer.outcome == "hit":
+        headers["Age"] = str(int(answer.age_seconds))
+    return headers
 
 
 class Writes:

@@ -77,7 +77,11 @@ class _Told(NamedTuple):
 
 _TEXT: Final = {"type": "string"}
 _HEADERS: Final[Mapping[str, _Told]] = {
-    "ETag": _Told("The version of what is answered.", {"type": "string", "pattern": '^"[1-9][0-9]*"$'}, always=True),
+    "ETag": _Told(
+        "The version of what is answered, a number; of a page, a digest of it.",
+        {"type": "string", "pattern": '^"([1-9][0-9]*|[0-9a-f]{32})"$'},
+        always=True,
+    ),
     "X-Cache": _Told(
         "Whether the cache had it (`hit`), or the database answered, past the cache when that does not (`bypass`).",
         {"enum": ["hit", "miss", "bypass"]},

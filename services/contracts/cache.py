@@ -16,7 +16,8 @@ class Kind:
 
 ORDER: Final = Kind("order", "orders:order", 30_000)
 INVENTORY: Final = Kind("inventory", "orders:inventory", 15_000)
+PRODUCT: Final = Kind("product", "catalog:product", 300_000)
 
 # By what rows of `invalidations` call them: {prefix: {id as a UUID: version}}.
-KINDS: Final[Mapping[str, Kind]] = {kind.prefix: kind for kind in (ORDER, INVENTORY)}
+KINDS: Final[Mapping[str, Kind]] = {kind.prefix: kind for kind in (ORDER, INVENTORY, PRODUCT)}
 TTL_MS_MAX: Final = max(kind.ttl_ms for kind in KINDS.values())

@@ -5,7 +5,7 @@ Whoever wrote has told it already, unless it died or the cache was away: this is
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -18,16 +18,12 @@ from services.common.cached import Key
 from services.common.db import Database, Row, Statement
 from services.common.invalidations import keys_of
 from services.common.outbox import Alarm
-from services.contracts.cache import TTL_MS_MAX
+from services.contracts.cache import KINDS
 from services.relay.leases import Leases
 from services.relay.outbox import TYPES
 from services.relay.relay import PAUSE_SECONDS_MAX, PAUSE_SECONDS_MIN, part_of, relay_failures_total
 
 GATHER_SECONDS: Final = 0.05  # between two rounds: writers have told the cache themselves, so this is seldom urgent
-# What has waited so long is in no cache any more: every value lives one TTL from before it was read, and a transaction
-# that has begun with the row ends within `transaction_timeout`, which is no more than the other.
-KEPT: Final = timedelta(milliseconds=2 * TTL_MS_MAX)
-
 log = structlog.get_logger()
 invalidations_drained_total = Counter(
     "invalidations_drained_total", "Rows deleted: the cache was told, or they were too old to matter", ["outcome"]
@@ -38,16 +34,16 @@ _READ: Final = """
 SELECT i.slice, i.position, i.keys::text AS keys, i.created_at
 FROM unnest(:slices) AS s (slice)
 CROSS JOIN LATERAL (
-    SELECT * FROM orders.invalidations i WHERE i.slice = s.slice ORDER BY i.position LIMIT :rows
+    SELECT * FROM {table} i WHERE i.slice = s.slice ORDER BY i.position LIMIT :rows
 ) i
 """
 
 # Index: primary key, one read a row; OFFSET 0 as in the deletion of an outbox's rows.
 _DELETE: Final = """
-DELETE FROM orders.invalidations WHERE ctid = ANY (ARRAY(
+DELETE FROM {table} WHERE ctid = ANY (ARRAY(
     SELECT i.row_id FROM unnest(:slices, :positions) AS d (slice, position)
     CROSS JOIN LATERAL (
-        SELECT i.ctid AS row_id FROM orders.invalidations i
+        SELECT i.ctid AS row_id FROM {table} i
         WHERE i.slice = d.slice AND i.position = d.position OFFSET 0) i
 ))
 """
@@ -55,28 +51,44 @@ DELETE FROM orders.invalidations WHERE ctid = ANY (ARRAY(
 _OLDEST: Final = """
 SELECT min(i.created_at)
 FROM generate_series(0, 15) AS s (slice)
-CROSS JOIN LATERAL (SELECT * FROM orders.invalidations i WHERE i.slice = s.slice ORDER BY i.position LIMIT 1) i
+CROSS JOIN LATERAL (SELECT * FROM {table} i WHERE i.slice = s.slice ORDER BY i.position LIMIT 1) i
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Invalidations:
-    """The table of them. A `Queue`."""
+    """The table `<owner>.invalidations`, written by whom `Wake` calls `owner`. A `Queue`.
 
-    name: str
-    table: str
-    oldest_sql: str
-    read: Statement
-    delete: Statement
+    What has waited for `kept` is in no cache any more: every value lives one TTL from before it was read, and a
+    transaction that has begun with the row ends within `transaction_timeout`, which is no more than the other.
+    """
+
+    owner: str
+    kept: timedelta = field(init=False)
+    oldest_sql: str = field(init=False)
+    read: Statement = field(init=False)
+    delete: Statement = field(init=False)
+
+    def __post_init__(self) -> None:
+        ttl_ms_max = max(kind.ttl_ms for kind in KINDS.values() if kind.prefix.startswith(f"{self.owner}:"))
+        object.__setattr__(self, "kept", timedelta(milliseconds=2 * ttl_ms_max))
+        object.__setattr__(self, "oldest_sql", _OLDEST.format(table=self.table))
+        for member, sql in (("read", _READ), ("delete", _DELETE)):
+            label = f"{self.owner}_invalidations_{member}"
+            object.__setattr__(self, member, db.statement(label, sql.format(table=self.table), TYPES))
+
+    @property
+    def name(self) -> str:
+        """In metrics, and in `relay.slices`."""
+        return self.table
+
+    @property
+    def table(self) -> str:
+        """With its schema."""
+        return f"{self.owner}.invalidations"
 
 
-ORDERS_INVALIDATIONS: Final = Invalidations(
-    name="orders.invalidations",
-    table="orders.invalidations",
-    oldest_sql=_OLDEST,
-    read=db.statement("orders_invalidations_read", _READ, TYPES),
-    delete=db.statement("orders_invalidations_delete", _DELETE, TYPES),
-)
+INVALIDATIONS: Final = (Invalidations("orders"), Invalidations("catalog"))
 
 
 class Drain:
@@ -127,7 +139,7 @@ class Drain:
         self._lease.under_way |= set(slices)
         try:
             rows = await self._database.rows(self._queue.read, slices=slices, rows=self._rows_per_slice)
-            kept_from = datetime.now(UTC) - KEPT
+            kept_from = datetime.now(UTC) - self._queue.kept
             old = [row for row in rows if self._cache is None or row["created_at"] < kept_from]
             due = [row for row in rows if self._cache is not None and row["created_at"] >= kept_from]
             await self._delete(old, "dropped")

@@ -17,10 +17,10 @@ from services.common import caches, log, metrics
 from services.common.db import Database
 from services.common.outbox import Alarm
 from services.common.process import until_stopped
-from services.relay.invalidations import ORDERS_INVALIDATIONS, Drain
+from services.relay.invalidations import INVALIDATIONS, Drain
 from services.relay.leases import Leases
 from services.relay.outbox import Outbox
-from services.relay.outboxes import ORDERS, OUTBOXES, Queue
+from services.relay.outboxes import OUTBOXES, Queue
 from services.relay.relay import LANES, Relay
 from services.relay.settings import RelaySettings
 from services.relay.watch import watch
@@ -39,13 +39,15 @@ async def relaying(
     Gives the tasks that do it. None of them ends by itself: one that does has failed in a way nobody foresaw.
     """
     cache = caches.cache(settings.cache_at)
-    # One connection for each lane, one to look, one to renew leases, one for invalidations.
-    database = Database(settings.postgres_url, application_name=PROCESS, size_min=0, size_max=LANES * len(outboxes) + 3)
+    # One connection for each lane, one for each table of invalidations, one to look, one to renew leases.
+    connections = LANES * len(outboxes) + len(INVALIDATIONS) + 2
+    database = Database(settings.postgres_url, application_name=PROCESS, size_min=0, size_max=connections)
     await database.open()
     name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
     leases = Leases(database, name, lease_seconds=settings.lease_seconds, beat_seconds=settings.beat_seconds)
     alarms: dict[Queue, Alarm] = {outbox: Alarm(settings.valkey_url, outbox.name) for outbox in outboxes}
-    alarms[ORDERS_INVALIDATIONS] = told = Alarm(settings.valkey_url, ORDERS.name)  # by the same writers
+    for queue in INVALIDATIONS:
+        alarms[queue] = Alarm(settings.valkey_url, queue.owner)  # rung by those who write to the outbox, too
     works = {
         f"relay-{outbox.name}": Relay(
             outbox,
@@ -60,8 +62,10 @@ async def relaying(
         ).run()
         for outbox in outboxes
     }
-    drain = Drain(ORDERS_INVALIDATIONS, database, leases, told, cache, rows_per_slice=settings.batch_rows_per_slice)
-    works["invalidations"] = drain.run()
+    for queue in INVALIDATIONS:
+        works[queue.name] = Drain(
+            queue, database, leases, alarms[queue], cache, rows_per_slice=settings.batch_rows_per_slice
+        ).run()
     works["watch"] = watch(alarms, database, leases, poll_seconds=settings.poll_seconds_max)
     works["leases"] = leases.run()
     for alarm in alarms.values():

@@ -66,6 +66,7 @@ REFUSED = {
     "|403 scope_missing|404 not_found|412 version_mismatch|422 invalid|428 if_match_missing",
     "get_product": "404 not_found|503 unavailable",
     "list_products": "400 bad_cursor|422 invalid|503 unavailable",
+    "search_products": "422 invalid|503 unavailable",
     "get_health": "",
     "get_readiness": "503 unavailable",
 }
@@ -77,7 +78,7 @@ READ_HEADERS = {
     "adjust_stock": {"Idempotency-Key"},
     **{f"{command}_order": {"Idempotency-Key", "If-Match"} for command in ("cancel", "ship", "deliver", "return")},
     "get_order": {"If-None-Match"},
-    "get_product": {"If-None-Match"},
+    **{operation: {"If-None-Match"} for operation in ("get_product", "list_products", "search_products")},
     "put_product": {"If-Match", "If-None-Match"},
 }
 

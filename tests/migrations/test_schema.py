@@ -141,6 +141,7 @@ PROCESSES = ("orders_maintenance", "orders_projector")  # that change orders as 
 
 # Everything a process may do to a table; what is not here is refused.
 GRANTS = {
+    ("catalog_api", "catalog.invalidations"): {"INSERT"},
     ("catalog_api", "catalog.outbox"): {"INSERT"},
     ("catalog_api", "catalog.products"): {"SELECT", "INSERT", "UPDATE"},
     ("orders_api", "orders.idempotency_keys"): {"SELECT", "INSERT"},
@@ -170,6 +171,7 @@ GRANTS = {
     ("orders_projector", "orders.orders"): {"SELECT", "UPDATE"},
     ("orders_projector", "orders.outbox"): {"INSERT"},
     ("orders_projector", "orders.products"): {"SELECT", "INSERT", "UPDATE"},
+    ("outbox_relay", "catalog.invalidations"): {"SELECT", "DELETE"},
     ("outbox_relay", "catalog.outbox"): {"SELECT", "DELETE"},
     ("outbox_relay", "orders.invalidations"): {"SELECT", "DELETE"},
     ("outbox_relay", "orders.order_events"): {"SELECT"},

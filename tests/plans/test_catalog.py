@@ -10,6 +10,7 @@ import pytest
 from services.catalog import repository
 from services.catalog.settings import CatalogSettings
 from services.common import clock, ids
+from services.common.db import Statement
 from tests.catalog import Catalogue, new_product_id, opened_catalogue
 from tests.plans.conftest import Explain
 from tests.plans.proxy import counting_proxy
@@ -27,7 +28,7 @@ async def products(owner: "Connection") -> list[uuid.UUID]:
         "INSERT INTO catalog.products (product_id, name, description, price, currency, active, version, updated_at)"
         " SELECT uuidv7(), 'Thing', '', 100, 'USD', TRUE, 1, now() FROM generate_series(1, 3000)"
     )
-    await owner.execute("ANALYZE catalog.products")
+    await owner.execute("VACUUM (ANALYZE) catalog.products")
     return [row[0] for row in await owner.fetch("SELECT product_id FROM catalog.products ORDER BY product_id")]
 
 
@@ -71,14 +72,34 @@ async def test_getting_reads_one_row_by_primary_key(explain: Explain, products: 
     assert plan.rows_read() == 1
 
 
+ALL: dict[str, Any] = {"active": True, "currency": None, "price_from": None, "price_to": None}
+
+
+@pytest.mark.parametrize(
+    ("statement", "index"),
+    [(repository.LIST_NEWEST, "ix_products_newest"), (repository.LIST_BY_NAME, "ix_products_by_name")],
+    ids=["newest", "by name"],
+)
 @pytest.mark.parametrize("at", [0, 1500, 2990])
-async def test_a_page_reads_the_primary_key_in_order_until_it_is_full(
-    explain: Explain, products: list[uuid.UUID], at: int
+async def test_a_page_reads_its_index_in_order_until_it_is_full_and_its_products_by_primary_key(
+    explain: Explain, products: list[uuid.UUID], statement: Statement, index: str, at: int
 ) -> None:
-    plan = await explain(repository.LIST_PRODUCTS, from_id=products[at], limit=101)
-    assert plan.indexes("products") == {"pk_products"}
-    assert not plan.node_types() & DEAR
-    assert plan.rows_read() == min(101, 3000 - at)
+    left = 3000 - at if statement is repository.LIST_BY_NAME else at + 1
+    plan = await explain(statement, **ALL, from_id=products[at], from_name="thing", after_id=None, walk=101, limit=101)
+    assert plan.indexes("products") == {index, "pk_products"}
+    assert not plan.node_types() & (DEAR - {"Sort"})
+    assert plan.rows_read() == 2 * min(101, left)
+
+
+async def test_filters_read_no_more_than_the_walk_and_nothing_of_the_table(
+    explain: Explain, products: list[uuid.UUID]
+) -> None:
+    place = {"from_id": products[-1], "from_name": "", "after_id": None}
+    for statement in (repository.LIST_NEWEST, repository.LIST_BY_NAME):
+        plan = await explain(statement, **ALL | {"currency": "EUR"}, **place, walk=1000, limit=101)
+        (walked,) = (node for node in plan.nodes() if node.get("Index Name", "").startswith("ix_products_"))
+        assert (walked["Node Type"], walked["Actual Rows"]) == ("Index Only Scan", 1000)
+        assert plan.rows_read() == 1000
 
 
 async def test_a_put_takes_one_round_trip_and_one_that_writes_nothing_two(

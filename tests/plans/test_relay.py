@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 
 from services.common import clock, ids
-from services.relay.invalidations import ORDERS_INVALIDATIONS
+from services.relay.invalidations import INVALIDATIONS, Invalidations
 from services.relay.outbox import SLICES, Outbox
 from services.relay.outboxes import CATALOG, ORDERS, OUTBOXES, PAYMENTS, Queue, looking, observing
 from tests.plans.conftest import Explain
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]
 
 ROWS = 3200
-QUEUES: Final[Sequence[Queue]] = (*OUTBOXES, ORDERS_INVALIDATIONS)
+QUEUES: Final[Sequence[Queue]] = (*OUTBOXES, *INVALIDATIONS)
 
 
 @pytest.fixture(params=OUTBOXES, ids=lambda outbox: outbox.name)
@@ -109,22 +109,26 @@ async def test_plans_made_while_the_outbox_was_empty_serve_a_backlog(explain: Ex
     assert (await explain(ORDERS.read, slices=list(SLICES), rows=32)).rows_read() == 2 * 32 * len(SLICES)
 
 
-async def test_invalidations_are_read_and_deleted_by_the_primary_key(explain: Explain, owner: "Connection") -> None:
+@pytest.mark.parametrize("queue", INVALIDATIONS, ids=lambda queue: queue.name)
+async def test_invalidations_are_read_and_deleted_by_the_primary_key(
+    explain: Explain, owner: "Connection", queue: Invalidations
+) -> None:
     # As above: planned while the table was empty, and never analysed since.
-    await owner.execute("ALTER TABLE orders.invalidations SET (autovacuum_enabled = off)")
+    await owner.execute(f"ALTER TABLE {queue.table} SET (autovacuum_enabled = off)")
+    columns, values = ("shard, ", "n % 4096, ") if queue.owner == "orders" else ("", "")
     await owner.execute(
-        "INSERT INTO orders.invalidations (shard, slice, keys)"
-        " SELECT n % 4096, n % 16, '{}' FROM generate_series(1, $1) n",
+        f"INSERT INTO {queue.table} ({columns}slice, keys)"  # noqa: S608 # names of ours
+        f" SELECT {values}n % 16, '{{}}' FROM generate_series(1, $1) n",
         ROWS,
     )
-    read = await explain(ORDERS_INVALIDATIONS.read, slices=[1, 2, 3], rows=32)
-    rows = await owner.fetch("TABLE orders.invalidations ORDER BY position LIMIT 50")
+    read = await explain(queue.read, slices=[1, 2, 3], rows=32)
+    rows = await owner.fetch(f"TABLE {queue.table} ORDER BY position LIMIT 50")
     delete = await explain(
-        ORDERS_INVALIDATIONS.delete,
+        queue.delete,
         slices=[row["slice"] for row in rows],
         positions=[row["position"] for row in rows],
     )
-    look = await explain(looking(QUEUES), outboxes=[ORDERS_INVALIDATIONS.name] * len(SLICES), slices=list(SLICES))
+    look = await explain(looking(QUEUES), outboxes=[queue.name] * len(SLICES), slices=list(SLICES))
     for plan in (read, delete, look):
         assert plan.indexes("invalidations") == {"pk_invalidations"}
         assert not plan.node_types() & {"Sort", "Incremental Sort"}

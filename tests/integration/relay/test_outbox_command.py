@@ -41,12 +41,13 @@ async def test_it_tells_what_waits_and_which_relay_has_how_many_slices(
     shop: Shop, settings: RelaySettings, database_url: str
 ) -> None:
     order = await shop.placed()
-    orders, catalog, payments, invalidations = await _told(database_url)
+    orders, catalog, payments, invalidations, of_products = await _told(database_url)
     assert (orders["outbox"], orders["waiting"], orders["parked"], orders["relays"]) == ("orders", 1, 0, {})
     assert orders["oldest_at"] == order["created_at"]
     assert (catalog["outbox"], catalog["waiting"], catalog["oldest_at"]) == ("catalog", 0, None)
     assert (payments["outbox"], payments["waiting"], payments["oldest_at"]) == ("payments", 0, None)
     assert (invalidations["outbox"], invalidations["waiting"]) == ("orders.invalidations", 1)
+    assert (of_products["outbox"], of_products["waiting"]) == ("catalog.invalidations", 0)
     async with relaying(settings):
 
         async def carried() -> bool:
