@@ -1,6 +1,6 @@
 """HTTP only: parse, call one command or query, set headers. `routes` says which path each of these answers."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
@@ -9,9 +9,10 @@ import orjson
 from fastapi import Request, Response
 
 from services.catalog import commands, queries, reads, schemas
-from services.catalog.commands import Condition, Content, Result, Written
+from services.catalog.bulk import Bulk, Tell
+from services.catalog.commands import Condition, Content, Result, Wanted, Written
 from services.catalog.queries import Filters, Place
-from services.common import cursors, http, ids
+from services.common import cursors, http, ids, ndjson
 from services.common.auth import Claims
 from services.common.cache import Cache
 from services.common.cached import Key
@@ -19,6 +20,7 @@ from services.common.clock import Clock
 from services.common.db import Database, TransientError
 from services.common.errors import invalid, not_found, unavailable
 from services.common.http import JsonResponse, Writes, parameters, parsed_json, read_body, validated
+from services.common.ndjson import StreamedLines
 from services.contracts.cache import PRODUCT
 from services.contracts.catalog import Product
 
@@ -51,25 +53,48 @@ async def put_product(request: Request, claims: Claims) -> Response:
     """PUT /v1/products/{product_id}."""
     at = context(request)
     body = validated(schemas.ProductBody, parsed_json(await read_body(request)))
-    condition = _condition(request)
-    written = await at.writes.finish(
-        _followed(
-            at,
-            commands.put_product(
-                at.database,
-                _product_id(request),
-                Content(**body.model_dump()),
-                condition,
-                actor=f"staff:{claims.user_id}",
-                now=at.now(),
-                traceparent=request.state.traceparent,
-            ),
+    condition, product_id = _condition(request), _product_id(request)
+
+    async def put() -> Written:
+        written = await commands.put_product(
+            at.database,
+            product_id,
+            Content(**body.model_dump()),
+            condition,
+            actor=f"staff:{claims.user_id}",
+            now=at.now(),
+            traceparent=request.state.traceparent,
         )
-    )
+        await _tell(at, [written])
+        return written
+
+    written = await at.writes.finish(put())
     headers = {"ETag": http.etag(written.product.version)}
     if written.result is Result.CREATED:
         headers["Location"] = f"/v1/products/{written.product.product_id}"
     return JsonResponse(written.product, status_code=201 if "Location" in headers else 200, headers=headers)
+
+
+async def put_products(request: Request, claims: Claims) -> Response:
+    """POST /v1/products:bulk."""
+    http.require_media_type(request, ndjson.MEDIA_TYPE)
+    at = context(request)
+
+    async def put(wanted: Sequence[Wanted]) -> Sequence[Written]:
+        written = await commands.put_products(
+            at.database,
+            wanted,
+            actor=f"staff:{claims.user_id}",
+            now=at.now(),
+            traceparent=request.state.traceparent,
+        )
+        await _tell(at, written)
+        return written
+
+    async def work(body: AsyncIterator[bytes], tell: Tell) -> None:
+        await Bulk(request.scope["path"], _wanted, lambda wanted: at.writes.finish(put(wanted)), tell).run(body)
+
+    return StreamedLines(request, work)
 
 
 async def get_product(request: Request) -> Response:
@@ -116,14 +141,21 @@ async def get_readiness(request: Request) -> Response:
     return JsonResponse({"status": "ok", "warnings": at.degraded()})
 
 
-async def _followed(at: Context, write: Awaitable[Written]) -> Written:
-    """What `write` gives, once cache and relay have been told of it. The client may be gone by then: they still are."""
-    written = await write
-    if written.result is not Result.UNCHANGED:
+async def _tell(at: Context, written: Sequence[Written]) -> None:
+    """Relay and cache know what was written. Never fails: the relay repeats what the cache could not hear."""
+    if any(one.result is not Result.UNCHANGED for one in written):
         at.wake()
-    if at.cache is not None and written.result is Result.CHANGED:
-        await at.cache.invalidate({Key(PRODUCT, written.product.product_id): written.product.version})
-    return written
+    stale = {
+        Key(PRODUCT, one.product.product_id): one.product.version for one in written if one.result is Result.CHANGED
+    }
+    if at.cache is not None and stale:
+        await at.cache.invalidate(stale)
+
+
+def _wanted(line: bytes) -> Wanted:
+    """What a line of a bulk request says. 400 `malformed_json`, 422 `invalid`."""
+    body = validated(schemas.BulkLine, parsed_json(line))
+    return Wanted(ids.from_text(body.product_id), Content(**body.model_dump(exclude={"product_id"})))
 
 
 def _page(request: Request, products: Sequence[Product], next_cursor: str | None) -> Response:

@@ -15,7 +15,7 @@ Order = Literal["newest", "name"]
 # How far a page goes through an index for products that the filters let through: 3 ms.
 WALK_MAX: Final = 3_000
 # How many products each way of being found compares: 5 ms. A question of two words looks at a third of it.
-CANDIDATES_MAX: Final = 1_000
+CANDIDATES_MAX: Final = 500
 # Whoever types more than this has words enough that one of them is right; looking for alike ones would cost 50 ms.
 SPELLED_CHARACTERS_MAX: Final = 64
 # Of the session (PostgreSQL, appendix F.35): how alike words have to be. With the default of 0.6 one wrong letter in a

@@ -4,6 +4,7 @@ from typing import Any, Final
 from uuid import UUID
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from services.catalog.tables import metadata
 from services.common import clock, db, ids
@@ -16,6 +17,7 @@ _TYPES: Final[dict[str, sa.types.TypeEngine[Any]]] = {
     "data": sa.Text(),
     "after_id": sa.Uuid(),
     "from_id": sa.Uuid(),
+    "product_ids": ARRAY(sa.Uuid()),
     "from_name": sa.Text(),
     "price_from": sa.BigInteger(),
     "price_to": sa.BigInteger(),
@@ -55,6 +57,16 @@ INSERT INTO catalog.outbox
 SELECT :slice, :product_id, version, :event_id, :type, CAST(:data AS jsonb), :actor, :traceparent, :updated_at
 FROM written
 RETURNING TRUE AS written
+""",
+    _TYPES,
+)
+
+# In the order of their ids, so that two that lock some of the same do not wait for each other. Index: primary key.
+LOCK_PRODUCTS: Final = db.statement(
+    "lock_products",
+    """
+SELECT product_id, name, description, price, currency, active, version, updated_at
+FROM catalog.products WHERE product_id = ANY (:product_ids) ORDER BY product_id FOR NO KEY UPDATE
 """,
     _TYPES,
 )
@@ -126,9 +138,10 @@ LIST_BY_NAME: Final = db.statement(
 
 # Four ways to be found, each asked for what those before have left of the answer: the name is the question; it has all
 # of the words; name and description together have; the name has words that are spelled alike (for a question that is
-# nothing but words). Each looks at `candidates` at most (fewer, the more words there are), the first it finds, so that
-# a word that is everywhere costs no more. What would have an index read from end to end is not asked of it: a question
-# of no word, of nothing but what is not wanted, or without a letter. The question is parsed once, not for each row.
+# nothing but words, and no name as it is). Each looks at `candidates` at most (fewer, the more words there are), the
+# first it finds, so that a word that is everywhere costs no more. What would have an index read from end to end is not
+# asked of it: a question of no word, of nothing but what is not wanted, or without a letter. The question is parsed
+# once, not for each row.
 # Indexes: ix_products_by_name, _name_words, _all_words, _spelling; the products by primary key.
 _BY_WORDS: Final = """
     SELECT product_id, name_key, ts_rank_cd({column}, (SELECT wanted FROM asked), 1) AS score
@@ -162,7 +175,8 @@ WITH parsed AS MATERIALIZED (
     SELECT product_id, name_key, word_similarity(:q, name_key) + similarity(:q, name_key) AS score
     FROM (
         SELECT product_id, name_key FROM catalog.products
-        WHERE (SELECT by_spelling FROM asked) AND (SELECT count(*) FROM described) < :limit AND name %> :q
+        WHERE (SELECT by_spelling FROM asked) AND (SELECT count(*) FROM described) < :limit
+          AND NOT EXISTS (SELECT FROM exact) AND name %> :q
           AND active = :active AND {_FILTERS}
         LIMIT :candidates
     ) candidates

@@ -3,6 +3,7 @@
 from typing import Final
 
 from services.catalog import schemas
+from services.catalog.bulk import BATCH_LINES
 from services.catalog.endpoints import (
     WRITE,
     get_health,
@@ -10,9 +11,10 @@ from services.catalog.endpoints import (
     get_readiness,
     list_products,
     put_product,
+    put_products,
     search_products,
 )
-from services.common import openapi
+from services.common import ndjson, openapi
 from services.common.http import AnyOf, Public, Route
 from services.common.openapi import IF_NONE_MATCH, UNAVAILABLE, Header, Operation
 from services.common.schemas import HealthAnswer, ReadinessAnswer
@@ -41,6 +43,16 @@ _PUT: Final = Operation(
     answer_headers=("ETag",),
     description="The id is a ULID that the caller has made. Without a condition the product is created; when it is"
     " there and already all that the body says, nothing is written and no event sent.",
+)
+_BULK: Final = Operation(
+    schemas.BulkAnswer,
+    media_type=ndjson.MEDIA_TYPE,
+    body=schemas.BulkLine,
+    refusals={"media_type": (415, f"The body is not {ndjson.MEDIA_TYPE}.")},
+    description="One product a line, of at most 64 KiB, as many lines as you like. Each is put as it is, whatever was"
+    f" there; what is the same already is not written. Batches of up to {BATCH_LINES} lines are committed whole, in"
+    " order. The answer has a line for each line and comes while you send; one that stops in the middle, or ends with"
+    " `stopped`, says what was taken. Send all of it again: that is harmless.",
 )
 _GET: Final = Operation(
     schemas.ProductAnswer,
@@ -73,6 +85,7 @@ _ID: Final = "/v1/products/{product_id}"
 
 ROUTES: Final = (
     Route("PUT", _ID, put_product, AnyOf((WRITE,)), "Create or change a product", "products", _PUT),
+    Route("POST", "/v1/products:bulk", put_products, AnyOf((WRITE,)), "Create or replace many", "products", _BULK),
     Route("GET", _ID, get_product, Public(), "Get a product", "products", _GET),
     Route("GET", "/v1/products", list_products, Public(), "List products", "products", _LIST),
     Route("GET", "/v1/search", search_products, Public(), "Search products", "products", _SEARCH),

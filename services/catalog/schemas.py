@@ -2,7 +2,16 @@
 
 from typing import Annotated, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    RootModel,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+)
 
 from services.common import money, openapi
 from services.common.schemas import (
@@ -14,6 +23,7 @@ from services.common.schemas import (
     Price,
     ShortText,
     Time,
+    Ulid,
     UlidText,
     Version,
     example,
@@ -35,6 +45,7 @@ LongText = Annotated[
 
 
 QueryPrice = Annotated[int, Field(ge=0, le=money.PRICE_MAX + 1)]
+Count = Annotated[int, Field(ge=0)]
 
 
 class ProductBody(Body):
@@ -47,6 +58,21 @@ class ProductBody(Body):
     price: Annotated[Price, Field(description="minor units of the currency")]
     currency: Currency
     active: Annotated[bool, Field(description="whether it is for sale")]
+
+
+class BulkLine(ProductBody):
+    """One line: a product as it is to be, whatever it is now."""
+
+    model_config = example(
+        product_id=openapi.ULID_EXAMPLE,
+        name="Teapot",
+        description="One litre.",
+        price=1999,
+        currency="USD",
+        active=True,
+    )
+
+    product_id: Ulid
 
 
 class FindQuery(BaseModel):
@@ -103,6 +129,67 @@ class ProductAnswer(BaseModel):
         version=1,
         updated_at=AT,
     )
+
+
+class Fault(BaseModel):
+    """Where a line is wrong (JSON Pointer), and why."""
+
+    at: str
+    reason: str
+
+
+class Refusal(BaseModel):
+    """A problem document (RFC 9457), as of a request of its own."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    instance: str
+    errors: Annotated[list[Fault], Field(default_factory=list, description="with `invalid`, at most 20")]
+
+
+class LineTaken(BaseModel):
+    """What a line did; `version` is the product's afterwards."""
+
+    line: Annotated[int, Field(ge=1)]
+    product_id: UlidText
+    result: Literal["created", "replaced", "unchanged"]
+    version: Version
+
+
+class LineRefused(BaseModel):
+    """Why a line did nothing."""
+
+    line: Annotated[int, Field(ge=1)]
+    result: Literal["error"]
+    problem: Refusal
+
+
+class BulkFinished(BaseModel):
+    """The last line: how many lines did what."""
+
+    result: Literal["finished"]
+    created: Count
+    replaced: Count
+    unchanged: Count
+    error: Count
+
+
+class BulkStopped(BaseModel):
+    """The last line: how many lines did what before it could not go on. All others are to be sent again."""
+
+    result: Literal["stopped"]
+    created: Count
+    replaced: Count
+    unchanged: Count
+    error: Count
+    problem: Refusal
+
+
+class BulkAnswer(RootModel[LineTaken | LineRefused | BulkFinished | BulkStopped]):
+    """A line of the answer: a verdict on each line that is not empty, in their order, and at last the end."""
 
 
 class ProductsPage(BaseModel):

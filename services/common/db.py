@@ -7,7 +7,7 @@ the layers above know: `Refused`, `LockTimeoutError`, or `TransientError`, which
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from types import MappingProxyType
@@ -100,10 +100,23 @@ class Statement:
 
     async def rows(self, connection: ReadConnection, **values: object) -> list[asyncpg.Record]:
         """All rows, in one round trip. Raises DomainError or TransientError."""
-        arguments = self.arguments(values)
+        return await self._fetched(connection, connection.fetch(self.sql, *self.arguments(values)))
+
+    async def rows_of_each(
+        self, connection: WriteConnection, values: Sequence[Mapping[str, object]]
+    ) -> list[asyncpg.Record]:
+        """All rows of the statement run once for each of `values`, in their order, in one round trip. Raises as `rows`.
+
+        For a transaction: it does all of them or fails.
+        """
+        return await self._fetched(connection, connection.fetchmany(self.sql, [self.arguments(one) for one in values]))
+
+    async def _fetched(
+        self, connection: ReadConnection, fetching: Awaitable[list[asyncpg.Record]]
+    ) -> list[asyncpg.Record]:
         started = time.perf_counter()
         try:
-            return await connection.fetch(self.sql, *arguments)
+            return await fetching
         except (asyncpg.PostgresError, *_CONNECTION_LOST) as error:
             if isinstance(error, asyncpg.InternalClientError):
                 discard(connection)  # nobody knows its state: the pool must not give it to the next

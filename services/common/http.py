@@ -114,10 +114,15 @@ async def read_body(request: Request, *, may_be_empty: bool = False) -> bytes:
         )
     if not body and may_be_empty:
         return b""
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != JSON:
-        taken = "Accept-Post" if request.method == "POST" else "Accept"  # RFC 9110, section 15.5.16
-        raise DomainError("media_type", 415, f"Send {JSON}.", headers={taken: JSON})
+    require_media_type(request, JSON)
     return bytes(body)
+
+
+def require_media_type(request: Request, media_type: str) -> None:
+    """Pass when the body is said to be of that type. 415 `media_type`."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != media_type:
+        taken = "Accept-Post" if request.method == "POST" else "Accept"  # RFC 9110, section 15.5.16
+        raise DomainError("media_type", 415, f"Send {media_type}.", headers={taken: media_type})
 
 
 def parsed_json(body: bytes) -> Any:

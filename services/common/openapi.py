@@ -129,6 +129,7 @@ class Operation:
     answer_headers: tuple[str, ...] = ()
     refusals: Refusals = field(default_factory=dict)
     description: str = ""
+    media_type: str = JSON  # of body and answer; of any other, `body` and `answer` are what a line of it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +152,7 @@ class Described:
             found |= {**UNAUTHENTICATED, **UNAVAILABLE}
         if self.scopes:
             found |= SCOPE_MISSING
-        if operation.body is not None:
+        if operation.body is not None and operation.media_type == JSON:
             found |= BODY
         if operation.query is not None:
             found |= INVALID
@@ -255,7 +256,10 @@ def _operation(each: Described, models: Mapping[str, Any], instance: str) -> dic
     if parameters:
         made["parameters"] = parameters
     if operation.body is not None:
-        made["requestBody"] = {"required": operation.body_required, "content": {JSON: {"schema": _ref(operation.body)}}}
+        made["requestBody"] = {
+            "required": operation.body_required,
+            "content": {operation.media_type: {"schema": _ref(operation.body)}},
+        }
     return made | {"responses": _responses(each, instance)}
 
 
@@ -266,9 +270,9 @@ def _responses(each: Described, instance: str) -> dict[str, Any]:
         of_status.setdefault(status, {})[code] = told
     replayed = ("Idempotency-Replayed",) if IDEMPOTENCY_KEY in operation.headers else ()
     answer_headers = (*operation.answer_headers, *replayed)
-    answers: dict[int, dict[str, Any]] = {operation.status: _answer(operation.answer, *answer_headers)}
+    answers: dict[int, dict[str, Any]] = {operation.status: _answer(operation, *answer_headers)}
     if operation.may_create:
-        answers[201] = _answer(operation.answer, *answer_headers, "Location")
+        answers[201] = _answer(operation, *answer_headers, "Location")
     if IF_NONE_MATCH in operation.headers:
         answers[304] = {
             "description": "What If-None-Match names is what there is.",
@@ -279,11 +283,11 @@ def _responses(each: Described, instance: str) -> dict[str, Any]:
     return {str(status): answers[status] for status in sorted(answers)}
 
 
-def _answer(model: type[BaseModel], *headers: str) -> dict[str, Any]:
+def _answer(operation: Operation, *headers: str) -> dict[str, Any]:
     return {
-        "description": (model.__doc__ or "").partition("\n")[0],
+        "description": (operation.answer.__doc__ or "").partition("\n")[0],
         "headers": _headers(*headers),
-        "content": {JSON: {"schema": _ref(model)}},
+        "content": {operation.media_type: {"schema": _ref(operation.answer)}},
     }
 
 

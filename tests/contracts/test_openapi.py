@@ -66,6 +66,7 @@ REFUSED = {
     "|403 scope_missing|404 not_found|412 version_mismatch|422 invalid|428 if_match_missing",
     "get_product": "404 not_found|503 unavailable",
     "list_products": "400 bad_cursor|422 invalid|503 unavailable",
+    "put_products": "401 unauthenticated|403 scope_missing|415 media_type|503 unavailable",
     "search_products": "422 invalid|503 unavailable",
     "get_health": "",
     "get_readiness": "503 unavailable",
