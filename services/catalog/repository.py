@@ -141,14 +141,14 @@ LIST_BY_NAME: Final = db.statement(
 # nothing but words, and no name as it is). Each looks at `candidates` at most (fewer, the more words there are), the
 # first it finds, so that a word that is everywhere costs no more. What would have an index read from end to end is not
 # asked of it: a question of no word, of nothing but what is not wanted, or without a letter. The question is parsed
-# once, not for each row.
+# once, not for each row. IS NOT DISTINCT FROM keeps the planner from the other indexes, by `active`.
 # Indexes: ix_products_by_name, _name_words, _all_words, _spelling; the products by primary key.
 _BY_WORDS: Final = """
     SELECT product_id, name_key, ts_rank_cd({column}, (SELECT wanted FROM asked), 1) AS score
     FROM (
         SELECT product_id, name_key, {column} FROM catalog.products
         WHERE (SELECT by_words FROM asked) AND {left} AND {column} @@ (SELECT wanted FROM asked)
-          AND active = :active AND {filters}
+          AND active IS NOT DISTINCT FROM :active AND {filters}
         LIMIT (SELECT most FROM asked)
     ) candidates
     ORDER BY score DESC, name_key, product_id DESC LIMIT :limit
@@ -177,7 +177,7 @@ WITH parsed AS MATERIALIZED (
         SELECT product_id, name_key FROM catalog.products
         WHERE (SELECT by_spelling FROM asked) AND (SELECT count(*) FROM described) < :limit
           AND NOT EXISTS (SELECT FROM exact) AND name %> :q
-          AND active = :active AND {_FILTERS}
+          AND active IS NOT DISTINCT FROM :active AND {_FILTERS}
         LIMIT :candidates
     ) candidates
     ORDER BY score DESC, name_key, product_id DESC LIMIT :limit

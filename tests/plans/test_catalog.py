@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 
-from services.catalog import repository
+from services.catalog import queries, repository
 from services.catalog.settings import CatalogSettings
 from services.common import clock, ids
 from services.common.db import Statement
@@ -130,3 +130,54 @@ async def _warmed(opened: Catalogue) -> str:
     assert (await opened.change(product_id, 1, price=2)).status_code == 412
     assert (await opened.get("/v1/products")).status_code == 200
     return product_id
+
+
+SEARCHED: dict[str, Any] = ALL | {"limit": 20, "spelled_characters": 64, "candidates": 100}
+FOUND_BY = {
+    "thing 1500": "ix_products_by_name",
+    "thing": "ix_products_name_words",
+    "sturdy": "ix_products_all_words",
+    "thinggs": "ix_products_spelling",
+}
+
+
+@pytest.fixture
+async def named(owner: "Connection") -> None:
+    """Products with the same words in all names and descriptions, in a session as catalog-api has it."""
+    for name, value in queries.SESSION.items():
+        await owner.execute("SELECT set_config($1, $2, false)", name, value)
+    await owner.execute(
+        "INSERT INTO catalog.products (product_id, name, description, price, currency, active, version, updated_at)"
+        " SELECT uuidv7(), 'Thing ' || n, 'Sturdy.', 100, 'USD', TRUE, 1, now() FROM generate_series(1, 3000) n"
+    )
+    await owner.execute("VACUUM (ANALYZE) catalog.products")
+
+
+@pytest.mark.usefixtures("named")
+@pytest.mark.parametrize("q", FOUND_BY)
+async def test_search_reads_by_its_indexes_and_compares_no_more_than_the_candidates_of_each(
+    explain: Explain, q: str
+) -> None:
+    plan = await explain(repository.SEARCH, **SEARCHED, q=q)
+    assert plan.scanned() == set()
+    assert FOUND_BY[q] in {node.get("Index Name") for node in plan.nodes()}
+    assert plan.indexes("products") <= {"pk_products", "ix_products_by_name"}, "the others only make bitmaps"
+    compared = [node["Actual Rows"] for node in plan.nodes() if node["Node Type"] == "Bitmap Heap Scan"]
+    assert all(rows <= SEARCHED["candidates"] for rows in compared)
+    assert plan.rows_read() <= 2 * SEARCHED["candidates"] + 2 * SEARCHED["limit"]
+    assert plan.root["Actual Rows"] == (1 if q == "thing 1500" else 20)
+
+
+@pytest.mark.usefixtures("named")
+@pytest.mark.parametrize("q", ["-thing", "-thing -sturdy", "thing or -sturdy", "\N{TEAPOT}", "!!!"])
+async def test_of_a_question_that_narrows_nothing_no_index_is_read_from_end_to_end(explain: Explain, q: str) -> None:
+    plan = await explain(repository.SEARCH, **SEARCHED, q=q)
+    assert plan.rows_read() == 0
+
+
+async def test_locking_for_a_bulk_reads_its_products_by_primary_key(
+    explain: Explain, products: list[uuid.UUID]
+) -> None:
+    plan = await explain(repository.LOCK_PRODUCTS, product_ids=products[100:600])
+    assert plan.indexes("products") == {"pk_products"}
+    assert plan.rows_read() == 500
