@@ -2,7 +2,8 @@
 
 Embedded PostgreSQL with every durability setting on, and made-up products named as shops name them. Every kind of
 question is asked as catalog-api asks it, over one connection with its settings. Times are the statement's, all of it:
-over a Unix socket, with its rows; planning is not in them, as a process has each plan kept.
+over a Unix socket, with its rows; planning is not in them, as a process has each plan kept. CPU is the server's, which
+others on the machine change less than the clock.
 """
 
 import argparse
@@ -13,16 +14,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
 import asyncpg
+import psutil
 
 from services.catalog import queries
 from services.catalog.repository import LIST_BY_NAME, LIST_NEWEST, SEARCH
 from services.cli.up import prepare
-from services.common.db import Database, Statement
+from services.common.db import Database, Statement, statement
 from services.embedded.room import free_port_base
 from services.embedded.settings import StackSettings
 from services.embedded.supervisor import Stack
@@ -33,6 +36,8 @@ LOOKS, KINDS, EXTRAS = (
 )
 CURRENCIES: Final = ("USD", "USD", "USD", "EUR", "GBP")
 COPIED: Final = 10_000  # rows a COPY
+WARM: Final = 10  # questions before those that are timed
+BACKEND: Final = statement("backend", "SELECT pg_backend_pid() AS pid", {})
 
 
 def generated(count: int) -> list[tuple[object, ...]]:
@@ -88,23 +93,26 @@ def questions(names: list[str], chance: random.Random) -> dict[str, Callable[[],
     }
 
 
-async def ask(
-    database: Database, statement: Statement, values: Callable[[], dict[str, Any]], times: int
-) -> list[float]:
-    """Seconds of each."""
-    found = []
-    for _ in range(times):
-        given = values()
-        started = time.perf_counter()
-        await database.rows(statement, **given)
-        found.append(time.perf_counter() - started)
-    return found
+@dataclass(frozen=True)
+class Asked:
+    """A connection, and the server's process behind it."""
 
+    database: Database
+    backend: psutil.Process
 
-def told(name: str, seconds: list[float]) -> None:
-    """One line."""
-    cuts = statistics.quantiles(seconds, n=100)
-    say(f"{name:28} p50 {cuts[49] * 1000:7.2f} ms   p99 {cuts[98] * 1000:7.2f} ms   max {max(seconds) * 1000:7.2f} ms")
+    async def tell(self, name: str, statement: Statement, values: Callable[[], dict[str, Any]], times: int) -> None:
+        """Ask so often, once it is warm, and say how long it took: by the clock, and in the server's CPU."""
+        seconds = []
+        for number in range(-WARM, times):
+            if number == 0:
+                before = sum(self.backend.cpu_times()[:2])
+            given = values()
+            started = time.perf_counter()
+            await self.database.rows(statement, **given)
+            seconds.append(time.perf_counter() - started)
+        cpu_ms = (sum(self.backend.cpu_times()[:2]) - before) / times * 1000
+        cuts = [cut * 1000 for cut in statistics.quantiles(seconds[WARM:], n=100)]
+        say(f"{name:38} p50 {cuts[49]:6.2f} ms   p99 {cuts[98]:6.2f} ms   CPU {cpu_ms:6.2f} ms")
 
 
 async def main(products: int, times: int) -> None:
@@ -119,7 +127,8 @@ async def main(products: int, times: int) -> None:
             )
             await database.open()
             try:
-                await measure(database, rows, times)
+                (row,) = await database.rows(BACKEND)
+                await measure(Asked(database, psutil.Process(row["pid"])), rows, times)
             finally:
                 await database.close()
 
@@ -148,7 +157,7 @@ async def load(url: str, rows: list[tuple[object, ...]]) -> None:
     await connection.close()
 
 
-async def measure(database: Database, rows: list[tuple[object, ...]], times: int) -> None:
+async def measure(asked: Asked, rows: list[tuple[object, ...]], times: int) -> None:
     """Every kind of question, and every list."""
     chance = random.Random("questions")
     everything: dict[str, Any] = {"active": True, "currency": None, "price_from": None, "price_to": None}
@@ -161,11 +170,10 @@ async def measure(database: Database, rows: list[tuple[object, ...]], times: int
             "candidates": queries.CANDIDATES_MAX,
             "spelled_characters": queries.SPELLED_CHARACTERS_MAX,
         }
-        await ask(database, SEARCH, values, 10)
-        told(f"search: {name}", await ask(database, SEARCH, values, times))
+        await asked.tell(f"search: {name}", SEARCH, values, times)
     dear = {"currency": "EUR", "price_from": 19_990, "price_to": 20_000}
     for name, filters, walk in (("all", {}, 21), ("one in 10,000", dear, queries.WALK_MAX)):
-        for statement in (LIST_NEWEST, LIST_BY_NAME):
+        for listing in (LIST_NEWEST, LIST_BY_NAME):
             values = lambda filters=filters, walk=walk: {  # noqa: E731
                 **everything,
                 **filters,
@@ -175,8 +183,7 @@ async def measure(database: Database, rows: list[tuple[object, ...]], times: int
                 "walk": walk,
                 "limit": 21,
             }
-            await ask(database, statement, values, 10)
-            told(f"{statement.name}: {name}", await ask(database, statement, values, times))
+            await asked.tell(f"{listing.name}: {name}", listing, values, times)
 
 
 if __name__ == "__main__":
