@@ -70,13 +70,13 @@ sa.Index(
     postgresql_include=["currency", "price"],
 )
 for words in (products.c.name_words, products.c.all_words):
-    sa.Index(f"ix_products_{words.name}", words, postgresql_using="gin", postgresql_with={"fastupdate": "off"})
+    sa.Index(f"ix_products_{words.name}", words, postgresql_using="gin", postgresql_with={"gin_pending_list_limit": 64})
 sa.Index(
     "ix_products_spelling",
     products.c.name,
     postgresql_using="gin",
     postgresql_ops={"name": "gin_trgm_ops"},
-    postgresql_with={"fastupdate": "off"},
+    postgresql_with={"gin_pending_list_limit": 64},
 )
 
 outbox = sa.Table(
