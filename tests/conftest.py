@@ -54,7 +54,7 @@ def containers() -> Iterator[dict[str, str]]:
     postgres = PostgresContainer("postgres:18", dbname="orders", driver=None).with_command(
         "postgres -c max_locks_per_transaction=1024 -c fsync=off"
     )
-    valkey = RedisContainer("valkey/valkey:9")
+    valkey = RedisContainer("valkey/valkey:9").with_command("valkey-server --notify-keyspace-events K$")
     kafka = (
         DockerContainer("apache/kafka:4.4.0")
         .with_bind_ports(9092, kafka_port)

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,14 @@ class Node:
         """What it answers."""
         return await self.redis.execute_command(*command)  # type: ignore[no-untyped-call]
 
-    async def joined(self) -> bool:
+    async def meet(self, other: "Node") -> None:
+        """They will know each other."""
+        await self.ask("CLUSTER MEET", "127.0.0.1", other.server.valkey.port, other.bus_port)
+
+    async def joined(self, nodes: int = NODES) -> bool:
         """It knows all others, and who has which slot."""
         state = await self.ask("CLUSTER INFO")
-        return state["cluster_state"] == "ok" and int(state["cluster_known_nodes"]) == NODES
+        return state["cluster_state"] == "ok" and int(state["cluster_known_nodes"]) == nodes
 
 
 @dataclass
@@ -40,6 +45,17 @@ class Cluster:
     """Primaries only."""
 
     nodes: list[Node]
+    directory: Path
+    stack: AsyncExitStack
+
+    async def grow(self) -> Node:
+        """A primary more, that has no slot yet."""
+        node = await begun(self.stack, self.directory / str(len(self.nodes)))
+        await self.nodes[0].meet(node)
+        self.nodes.append(node)
+        for each in self.nodes:
+            await eventually(partial(each.joined, len(self.nodes)), "all know the new one")
+        return node
 
     @property
     def url(self) -> str:
@@ -65,21 +81,24 @@ class Cluster:
 async def clustered(directory: Path) -> AsyncIterator[Cluster]:
     """One that answers for every slot."""
     async with AsyncExitStack() as stack:
-        nodes = []
-        for number in range(NODES):
-            bus_port = free_port()
-            flags = ("--cluster-enabled", "yes", "--cluster-port", str(bus_port))
-            server = await stack.enter_async_context(serving(directory / str(number), *flags))
-            redis = await stack.enter_async_context(Redis.from_url(server.valkey.url))
-            nodes.append(Node(server, redis, bus_port))
+        nodes = [await begun(stack, directory / str(number)) for number in range(NODES)]
         for number, node in enumerate(nodes):
-            node.id = await node.ask("CLUSTER MYID")
             first, after = number * SLOTS // NODES, (number + 1) * SLOTS // NODES
             await node.ask("CLUSTER ADDSLOTSRANGE", first, after - 1)
             await node.ask("CLUSTER SET-CONFIG-EPOCH", number + 1)
         for node in nodes[1:]:
-            address = ("127.0.0.1", node.server.valkey.port, node.bus_port)
-            await nodes[0].ask("CLUSTER MEET", *address)
+            await nodes[0].meet(node)
         for node in nodes:
             await eventually(node.joined, "the cluster is whole")
-        yield Cluster(nodes)
+        yield Cluster(nodes, directory, stack)
+
+
+async def begun(stack: AsyncExitStack, directory: Path) -> Node:
+    """One that knows no other."""
+    bus_port = free_port()
+    flags = ("--cluster-enabled", "yes", "--cluster-port", str(bus_port))
+    server = await stack.enter_async_context(serving(directory, *flags))
+    redis = await stack.enter_async_context(Redis.from_url(server.valkey.url))
+    node = Node(server, redis, bus_port)
+    node.id = await node.ask("CLUSTER MYID")
+    return node

@@ -1,6 +1,7 @@
 """The limit: the same two operations as a bare Starlette handler, the same token check and the same SQL on asyncpg.
 
-It parses the same body, binds the same values and answers what PostgreSQL gave: no validation, no fold, no metrics.
+It parses the same body, binds the same values and answers what PostgreSQL gave: no validation, no fold, no metrics. And
+the limit of a cache: the same token check, and constant bytes.
 """
 
 from collections.abc import AsyncIterator
@@ -19,6 +20,8 @@ from services.common.auth import TokenVerifier
 from services.common.db import SESSION
 from services.orders.repository import ALL_EVENTS, GET_EVENTS, PLACE
 from services.orders.settings import OrdersSettings
+
+CONSTANT = b"x" * 760  # as many as an order of two lines has
 
 settings = OrdersSettings()
 
@@ -108,6 +111,14 @@ async def get(request: Request) -> Response:
     return Response(rows[0]["data"], media_type="application/json")
 
 
+async def constant(request: Request) -> Response:
+    """GET /v1/constant/{order_id}: the limit of what is answered without asking anybody."""
+    verifier = request.app.state.verifier
+    header = request.headers["authorization"]
+    verifier.recall(header) or await verifier.verify(header)
+    return Response(CONSTANT, media_type="application/json")
+
+
 async def ready(_: Request) -> Response:
     """GET /readyz."""
     return Response()
@@ -117,6 +128,7 @@ app = Starlette(
     routes=[
         Route("/v1/orders", place, methods=["POST"]),
         Route("/v1/orders/{order_id}", get),
+        Route("/v1/constant/{order_id}", constant),
         Route("/readyz", ready),
     ],
     lifespan=lifespan,

@@ -3,6 +3,7 @@
 import typer
 
 from services.cli import (
+    cache,
     dead_letters,
     demo,
     migrate,
@@ -35,6 +36,7 @@ app.command("rebuild")(rebuild.rebuild)
 app.command("republish")(republish.republish)
 app.command("partitions")(partitions.partitions)
 app.command("outbox")(outbox.outbox)
+app.command("cache")(cache.cache)
 app.command("payments")(payments.payments)
 app.command("token")(token.token)
 app.command("tail")(tail.tail)

@@ -5,24 +5,28 @@ Nothing here fails a request: whatever the cache does, the database can answer.
 
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
+from math import inf
 from typing import Final, TypeVar
 
 import structlog
 from prometheus_client import Counter
+from pybreaker import STATE_CLOSED
 
 from services.common.breaker import Breaker, BreakerOpenError
 from services.common.cache_store import Lease, Store
 from services.common.cached import VERSION_MAX, Answer, Entry, Key, Outcome, decode
 from services.common.errors import not_found
+from services.common.gathering import Gathering
 from services.common.single_flight import SingleFlight
 
 T = TypeVar("T")
 Load = Callable[[], Awaitable[Entry | None]]
 
 CALL_SECONDS: Final = 0.1  # of one call to the server, all of it: a local one takes less than 1 ms
+COMMANDS_MAX: Final = 256  # whose keys are invalidated in one call
 FAILURES: Final = 5  # in a row, then the server is left alone
 RESET_SECONDS: Final = 1.0  # what is not invalidated meanwhile waits for the relay
 SAY_SECONDS: Final = 1.0  # a line of log for the failures of as long; all are counted
@@ -39,12 +43,12 @@ cache_invalidations_total = Counter("cache_invalidations_total", "Keys invalidat
 cache_failures_total = Counter("cache_failures_total", "Calls to the cache that failed", ["part"])
 
 
-def breaker(call_seconds: float = CALL_SECONDS) -> Breaker:
+def breaker(call_seconds: float = CALL_SECONDS, failures: int = FAILURES) -> Breaker:
     """For the calls of one cache. What cannot be stored says nothing about the server."""
     return Breaker(
         "cache",
         deadline_seconds=call_seconds,
-        failures=FAILURES,
+        failures=failures,
         reset_seconds=RESET_SECONDS,
         healthy=(ValueError,),
     )
@@ -57,6 +61,11 @@ class Cache:
         self._store = store
         self._breaker = breaker
         self._flights = SingleFlight()
+        # One by one: by then there is more to ask at once. Where a call asks for one thing only it would be a queue.
+        self._gets = Gathering(self._get, most=store.gets_max, one_by_one=store.gets_max > 1)
+        self._invalidations = Gathering(self._invalidate, most=COMMANDS_MAX, one_by_one=True)
+        # After an outage what was stored before is not believed: what was replaced meanwhile, nobody may have told it.
+        self._believed_from_ms = 0.0
         self._said_at = float("-inf")
 
     async def read(self, key: Key, load: Load, *, reader: str | None, min_version: int = 0) -> Answer | None:
@@ -67,35 +76,50 @@ class Cache:
         """
         answer = await self._read(key, load, reader, min_version)
         outcome: Outcome = "miss" if answer is None else answer.outcome
-        cache_requests_total.labels(key.kind.name, outcome).inc()
+        _requests(key.kind.name, outcome).inc()
         # Asked of every answer, cached or not, and whoever has loaded it.
         return answer if answer and reader in (None, answer.entry.owner) else None
 
-    async def invalidate(self, versions: Mapping[Key, int]) -> bool:
+    async def invalidate(self, versions: Mapping[Key, int], *, spare: bool = False) -> bool:
         """No version older than these is cached or will be; False when that could not be told to the cache.
 
-        To be called after the commit and before it is acknowledged. The relay says it again, so False fails nothing.
+        To be called after the commit and before it is acknowledged. The relay says it again, so False fails nothing; it
+        asks to `spare` values that are new enough, which a reader may have stored since.
         """
-        left = list(versions.items())
-        while left:
-            now, left = dict(left[: self._store.keys_max]), left[self._store.keys_max :]
-            try:
-                await self._called("invalidate", partial(self._store.invalidate, now))
-            except _AwayError:
-                cache_invalidations_total.labels("failed").inc(len(now) + len(left))
-                return False
-            cache_invalidations_total.labels("sent").inc(len(now))
-        return True
+        return await self._invalidations.ask((versions, spare))
 
     async def close(self) -> None:
         """No read is under way and no connection is open."""
         await self._flights.close()
+        await self._gets.close()
+        await self._invalidations.close()
         await self._store.close()
+
+    async def _get(self, keys: Sequence[Key]) -> Sequence[bytes | None]:
+        return await self._called("get", lambda: self._store.get(keys))
+
+    async def _invalidate(self, several: Sequence[tuple[Mapping[Key, int], bool]]) -> Sequence[bool]:
+        """Whether the cache has been told of them: of all, or it is said of none."""
+        newest: dict[Key, int] = {}
+        spare = all(spared for _, spared in several)
+        for versions, _ in several:
+            for key, version in versions.items():
+                newest[key] = max(version, newest.get(key, version))
+        left = list(newest.items())
+        while left:
+            now, left = dict(left[: self._store.keys_max]), left[self._store.keys_max :]
+            try:
+                await self._called("invalidate", partial(self._store.invalidate, now, spare=spare))
+            except _AwayError:
+                cache_invalidations_total.labels("failed").inc(len(now) + len(left))
+                return [False] * len(several)
+            cache_invalidations_total.labels("sent").inc(len(now))
+        return [True] * len(several)
 
     async def _read(self, key: Key, load: Load, reader: str | None, min_version: int) -> Answer | None:
         least, away = min_version, False
         try:
-            value = await self._called("get", lambda: self._store.get(key))
+            value = await self._gets.ask(key)
         except _AwayError:
             away = True
         else:
@@ -117,6 +141,8 @@ class Cache:
             else:
                 if isinstance(given, Lease):
                     lease = given
+                    if self._believed_from_ms == inf:  # the first after an outage
+                        self._believed_from_ms = lease.at_ms
                 elif given is not None and (found := self._decoded(key, given)):
                     return found
         try:
@@ -151,16 +177,21 @@ class Cache:
         except ValueError as error:  # another release's format, or another's value: the next fill replaces it
             self._count("decode", error)
             return None
-        return Answer(entry, "hit", max(0.0, time.time() - at_ms / 1000))
+        if at_ms < self._believed_from_ms:
+            return None
+        return Answer(entry, "hit", max(0.0, time.time() - at_ms / 1000), at_ms)
 
     async def _called(self, part: str, call: Callable[[], Awaitable[T]]) -> T:
         """What the server says, in time; _AwayError when it does not or is left alone, whatever the reason."""
         try:
             return await self._breaker.call(call)
         except BreakerOpenError as error:  # counted there
+            self._believed_from_ms = inf
             raise _AwayError from error
         except Exception as error:
             self._count(part, error)
+            if self._breaker.state != STATE_CLOSED:
+                self._believed_from_ms = inf
             raise _AwayError from error
 
     def _count(self, part: str, error: Exception) -> None:
@@ -168,7 +199,12 @@ class Cache:
         now = time.monotonic()
         if now - self._said_at > SAY_SECONDS:
             self._said_at = now
-            log.warning("cache.failed", part=part, error=repr(error))
+            log.warning("cache.failed", part=part, error=f"{type(error).__name__}: {error}")
+
+
+@cache
+def _requests(kind: str, outcome: Outcome) -> Counter:
+    return cache_requests_total.labels(kind, outcome)
 
 
 async def read_through(

@@ -2,54 +2,63 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from redis.asyncio import Redis, RedisCluster
+from redis.asyncio import RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError
 
-from services.common.cache_valkey import ValkeyStore, invalidation
+from services.common.cache_valkey import CONNECTIONS_MAX, INVALIDATE, ScriptedStore, invalidation
 from services.common.cached import Key
+from services.common.valkey_connections import Argument
 
 
-class ClusterStore(ValkeyStore):
+class ClusterStore(ScriptedStore):
     """See `Store`. Of a node that is away only the slots are; a slot that moves is found again."""
 
+    gets_max = 1  # so that a node that is away holds up nobody else's
     keys_max = 500  # each slot is a command of its own: 2,000 take some 30 ms of this process
 
-    _learning: "asyncio.Task[Any] | None" = None
-
-    def _client(self, url: str, connections_max: int) -> Redis | RedisCluster:
-        return RedisCluster.from_url(
+    def __init__(self, url: str, *, connections_max: int = CONNECTIONS_MAX) -> None:
+        # No time-outs here: see `Connections`.
+        self._cluster = RedisCluster.from_url(
             url.replace("-cluster:", ":", 1),
             max_connections=connections_max,
             socket_timeout=None,
             socket_connect_timeout=None,
             retry=Retry(NoBackoff(), 1),  # after a failure it learns anew who has which slot
         )
+        self._learning: asyncio.Task[Any] | None = None
 
     async def _ready(self) -> RedisCluster:
         # Learning who has which slot may take longer than one call is given, and would then begin anew each time.
-        cluster = cast("RedisCluster", self._redis)
         if self._learning is None or self._learning.done():
-            self._learning = asyncio.create_task(cluster.initialize())
+            self._learning = asyncio.create_task(self._cluster.initialize())
         await asyncio.shield(self._learning)
-        return cluster
+        return self._cluster
 
-    async def invalidate(self, versions: Mapping[Key, int]) -> None:
+    async def _ask(self, *command: Argument) -> Any:
+        return await (await self._ready()).execute_command(*command)
+
+    async def get(self, keys: Sequence[Key]) -> Sequence[bytes | None]:
         """See `Store`."""
-        cluster, script = await self._ready(), self._invalidate
+        return [cast("bytes | None", await self._ask("GET", key.value)) for key in keys]
+
+    async def invalidate(self, versions: Mapping[Key, int], *, spare: bool = False) -> None:
+        """See `Store`."""
+        cluster = await self._ready()
         by_slot: dict[int, dict[Key, int]] = defaultdict(dict)
         for key, version in versions.items():
             by_slot[cluster.keyslot(key.value)][key] = version
         # All names are told, so that a slot that is half moved refuses it instead of missing what is elsewhere.
         calls: list[tuple[str | int, ...]] = [
-            (3 * len(keys), *names(keys, "value"), *names(keys, "lease"), *names(keys, "fence"), *invalidation(keys))
+            (3 * len(keys), *told, *invalidation(keys, spare=spare))
             for keys in by_slot.values()
+            for told in [(*names(keys, "value"), *names(keys, "lease"), *names(keys, "fence"))]
         ]
-        for command, text in (("EVALSHA", script.sha), ("EVAL", script.text)):
+        for command, text in (("EVALSHA", INVALIDATE.sha), ("EVAL", INVALIDATE.text)):
             pipeline = cluster.pipeline()
             for call in calls:
                 pipeline.execute_command(command, text, *call)
@@ -60,6 +69,10 @@ class ClusterStore(ValkeyStore):
             if not failed:
                 return
             calls = [call for call, result in zip(calls, results, strict=True) if isinstance(result, Exception)]
+
+    async def close(self) -> None:
+        """See `Store`."""
+        await self._cluster.aclose()
 
 
 def names(keys: Mapping[Key, int], which: str) -> list[str]:

@@ -1,6 +1,6 @@
 """What the protocol of `cache` needs of a server. Everything here may fail in any way the driver knows."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -23,10 +23,11 @@ class Lease:
 class Store(Protocol):
     """A cache server."""
 
+    gets_max: int  # values asked for in one call
     keys_max: int  # that it invalidates in one call, in much less time than a call is given
 
-    async def get(self, key: Key) -> bytes | None:
-        """The value there is."""
+    async def get(self, keys: Sequence[Key]) -> Sequence[bytes | None]:
+        """The value there is of each. One round trip."""
 
     async def lease(self, key: Key, min_version: int) -> Lease | bytes | None:
         """The value there is, if it has that version; or else a lease; None when somebody else has it."""
@@ -37,8 +38,11 @@ class Store(Protocol):
     async def release(self, key: Key, lease: Lease) -> None:
         """Others may have a lease: there was nothing to store."""
 
-    async def invalidate(self, versions: Mapping[Key, int]) -> None:
-        """No older value is there, nor will be stored by whoever has a lease now. One round trip (per node)."""
+    async def invalidate(self, versions: Mapping[Key, int], *, spare: bool = False) -> None:
+        """No older value is there, nor will be stored by whoever has a lease now. One round trip (per node).
+
+        With `spare`, a value that is at least as new may stay; without, it goes, too, as asking would take time.
+        """
 
     async def close(self) -> None:
         """No connection is open."""

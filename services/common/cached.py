@@ -11,6 +11,10 @@ from typing import Final, Literal
 from services.contracts.cache import Kind
 
 FORMAT: Final = b"1"
+_BEGIN: Final = FORMAT + b" "
+_VERSION: Final = slice(2, 18)
+_AT: Final = slice(19, 35)
+_OWNER: Final = 36
 VERSION_MAX: Final = 10**16 - 1  # sixteen digits; a script's numbers are exact up to 2^53, which is less
 
 Outcome = Literal["hit", "miss", "bypass"]
@@ -50,11 +54,12 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a read gives. `age_seconds` is how long ago it was read from the database."""
+    """What a read gives. A hit was read from the database `age_seconds` ago: at `at_ms`, by the server's clock."""
 
     entry: Entry
     outcome: Outcome
     age_seconds: float = 0.0
+    at_ms: int = 0
 
 
 def encode(key: Key, entry: Entry, at_ms: int) -> bytes:
@@ -67,8 +72,8 @@ def encode(key: Key, entry: Entry, at_ms: int) -> bytes:
 
 def decode(key: Key, value: bytes) -> tuple[Entry, int]:
     """The answer, and the server's time when it was read (ms). ValueError when the value is not one of `key`'s."""
-    head, _, body = value.partition(b"\n")
-    fields = head.decode().split(" ")
-    if len(fields) != 5 or fields[0].encode() != FORMAT or fields[4] != key.id:
-        raise ValueError(f"{head[:100]!r} is no value of {key.kind.name} {key.id}")
-    return Entry(owner=fields[3], version=int(fields[1]), body=body), int(fields[2])
+    end = value.find(b"\n")
+    owner, _, thing = value[_OWNER:end].decode().partition(" ")
+    if end < _OWNER or not value.startswith(_BEGIN) or thing != key.id:
+        raise ValueError(f"{value[:100]!r} is no value of {key.kind.name} {key.id}")
+    return Entry(owner, int(value[_VERSION]), value[end + 1 :]), int(value[_AT])

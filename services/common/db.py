@@ -243,8 +243,12 @@ class Database:
 
     async def _give_back(self, connection: WriteConnection) -> None:
         """The pool has it, which waits for the end of a cancelled statement and replaces a closed connection."""
-        if self._pool is not None:
+        if self._pool is None:
+            return
+        try:
             await self._pool.release(connection)
+        except _CONNECTION_LOST:  # the pool has ended it; whoever had it knows by itself how its statement went
+            metrics.db_errors_total.labels("release", "connection").inc()
 
 
 class _Session:

@@ -42,6 +42,7 @@ class Valkey:
             "appendonly": "no",
             "maxmemory": "256mb",  # then the least recently used goes, instead of writes being refused
             "maxmemory-policy": "allkeys-lru",
+            "notify-keyspace-events": "K$",  # SET tells whoever listens: L1 of the processes hears it (docs/cache.md)
             "set-proc-title": "no",  # its command line is how a later start knows it as ours
         }
         return Program(

@@ -106,7 +106,14 @@ async def get_order(request: Request, claims: Claims) -> Response:
     at = context(request)
     query = parameters(schemas.OrderQuery, request)
     least = query.min_version or 0
-    answer = await reads.get_order(at.database, at.cache, _order_key(request, at), _reader(claims), min_version=least)
+    answer = await reads.get_order(
+        at.database,
+        at.cache,
+        ids.canonical_in_path(request.path_params["order_id"]),
+        _reader(claims),
+        where=lambda: _order_key(request, at),
+        min_version=least,
+    )
     version = answer.entry.version
     if version < least:
         raise DomainError(

@@ -1,5 +1,6 @@
 """What is read through the cache: orders and stock, as the bytes of their answers. Whoever decides reads none."""
 
+from collections.abc import Callable
 from uuid import UUID
 
 from services.common import ids
@@ -13,20 +14,26 @@ from services.orders.queries import Reader
 
 
 async def get_order(
-    database: Database, cache: Cache | None, key: OrderKey, reader: Reader, *, min_version: int
+    database: Database,
+    cache: Cache | None,
+    order_id: str,
+    reader: Reader,
+    *,
+    where: Callable[[], OrderKey],
+    min_version: int,
 ) -> Answer:
-    """The order's answer; a cached one has `min_version`, one from the database may be older.
+    """The answer of the order with that ULID text; a cached one has `min_version`, one from the database may be older.
 
     404 `not_found` when it is missing or not the reader's. One round trip to the cache, or up to three and the
-    database's.
+    database's, which alone needs to know `where` it is, and refuses what can be nowhere.
     """
 
     async def load() -> Entry | None:
-        order = await queries.get_order(database, key, reader)
+        order = await queries.get_order(database, where(), reader)
         return None if order is None else Entry(order.user_id, order.version, answers.render_order(order))
 
     owner = None if reader.any_owner else str(reader.user_id)
-    found = Key(ORDER, ids.to_text(key.order_id))
+    found = Key(ORDER, order_id)
     return await read_through(cache, found, load, reader=owner, min_version=min_version)
 
 

@@ -24,6 +24,8 @@ from services.relay.outbox import TYPES
 from services.relay.relay import PAUSE_SECONDS_MAX, PAUSE_SECONDS_MIN, part_of, relay_failures_total
 
 GATHER_SECONDS: Final = 0.05  # between two rounds: writers have told the cache themselves, so this is seldom urgent
+BUSY_SECONDS: Final = 1.0  # after rows were found it looks by itself: whoever could not tell the cache may not reach us
+
 log = structlog.get_logger()
 invalidations_drained_total = Counter(
     "invalidations_drained_total", "Rows deleted: the cache was told, or they were too old to matter", ["outcome"]
@@ -113,10 +115,12 @@ class Drain:
         """Until cancelled. While the cache is away, rows wait until they are too old to matter."""
         self._leases.want(self._lease, True)
         pause = PAUSE_SECONDS_MIN
+        clock = asyncio.get_running_loop().time
+        busy_until = 0.0
         while True:
-            more = False
             try:
-                more = await self._drain_once()
+                if await self._drain_once():
+                    busy_until = clock() + BUSY_SECONDS
                 pause = PAUSE_SECONDS_MIN
             except Exception as error:  # whatever it is: the outboxes go on
                 part = part_of(error)
@@ -127,12 +131,13 @@ class Drain:
                 )
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, PAUSE_SECONDS_MAX)
-            if not more:
+            if clock() < busy_until:
+                await asyncio.sleep(GATHER_SECONDS)
+            else:
                 await self._alarm.wait(None)  # whoever looks at all queues rings as long as rows wait
-            await asyncio.sleep(GATHER_SECONDS)
 
     async def _drain_once(self) -> bool:
-        """The next rows of every slice are told and gone. Whether there were any, and all of them are."""
+        """The next rows of every slice are told and gone, unless the cache is away. Whether there were any."""
         slices = self._lease.slices()
         if not slices:
             return False
@@ -147,15 +152,21 @@ class Drain:
             await self._delete(due if told else [], "told")
         finally:
             self._lease.under_way -= set(slices)
-        return bool(rows) and told
+        return bool(rows)
 
     async def _tell(self, rows: Sequence[Row]) -> bool:
-        """Whether the cache has heard of all of them; each key once, with its newest version."""
+        """Whether the cache has heard of all of them, tried for a while; each key once, with its newest version."""
+        if self._cache is None:
+            return True
         newest: dict[Key, int] = {}
         for row in rows:
             for key, version in keys_of(row["keys"]).items():
                 newest[key] = max(version, newest.get(key, 0))
-        return self._cache is None or await self._cache.invalidate(newest)
+        clock = asyncio.get_running_loop().time
+        until = clock() + BUSY_SECONDS
+        while not (told := await self._cache.invalidate(newest, spare=True)) and clock() < until:
+            await asyncio.sleep(GATHER_SECONDS)
+        return told
 
     async def _delete(self, rows: Sequence[Row], outcome: str) -> None:
         if not rows:

@@ -13,9 +13,10 @@ import structlog
 from prometheus_client import Counter, Gauge
 
 from services.common import db
-from services.common.db import Database
+from services.common.db import Database, Statement
 from services.common.outbox import Alarm
 from services.relay.outbox import TYPES
+from services.relay.outboxes import Queue, look
 
 UNSETTLED_FACTOR: Final = 0.2  # of the pause between two beats, while slices change hands
 FORGET_SECONDS: Final = 3600.0  # rows of relays that are long gone
@@ -55,16 +56,25 @@ WITH gone AS (
         WHEN c.wanted THEN NOT c.mine
         ELSE c.mine AND (c.outbox, c.slice) IN (SELECT * FROM unnest(:given_outboxes, :slices)) END
     RETURNING s.outbox, s.slice, s.relay
+), held AS (
+    SELECT outbox, slice FROM relay.slices WHERE relay = :relay
 )
 SELECT outbox, share, ARRAY(
            SELECT slice FROM candidates c WHERE c.outbox = shares.outbox AND mine AND wanted
            UNION ALL SELECT slice FROM changed c WHERE c.outbox = shares.outbox AND relay = :relay
        ) AS slices, ARRAY(
            SELECT slice FROM candidates c WHERE c.outbox = shares.outbox AND mine AND NOT wanted
-       ) AS surplus
+       ) AS surplus, {{waiting}} AS waiting
 FROM shares
 """  # noqa: S608 # what is put in is a constant
-_beat: Final = db.statement("relay_beat", _BEAT, {**TYPES, "given_outboxes": TYPES["outboxes"]})
+
+
+def beating(queues: Sequence[Queue]) -> Statement:
+    """Renews, and says of those of `queues` that have rows in the relay's slices that they are `waiting`."""
+    waiting = f"outbox IN ({look(queues, 'held AS s')})" if queues else "FALSE"
+    return db.statement(
+        "relay_beat", _BEAT.replace("{waiting}", waiting), {**TYPES, "given_outboxes": TYPES["outboxes"]}
+    )
 
 
 class Lease:
@@ -95,14 +105,28 @@ class Lease:
 
 
 class Leases:
-    """The leases of this relay on all outboxes, renewed together."""
+    """The leases of this relay on all outboxes, renewed together; whose queue has rows is rung by the way.
 
-    def __init__(self, database: Database, name: str, *, lease_seconds: float, beat_seconds: float) -> None:
+    Not by the way where `looks` is false: a queue that cannot be looked at is to cost nobody a lease.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        name: str,
+        queues: Sequence[Queue] = (),
+        *,
+        lease_seconds: float,
+        beat_seconds: float,
+    ) -> None:
         self._database = database
         self._name = name
         self._lease_seconds, self._beat_seconds = lease_seconds, beat_seconds
         self._leases: dict[str, Lease] = {}
-        self._due = asyncio.Event()
+        self._beat, self._beat_and_look = beating(()), beating(queues)
+        self._wanted = asyncio.Event()
+        self._due_at = 0.0
+        self.looks = True
 
     def add(self, outbox: str, alarm: Alarm) -> Lease:
         """A lease on the outbox of that name, on nothing yet."""
@@ -114,27 +138,34 @@ class Leases:
         lease.wanted = wanted
         if not wanted:
             lease.renewed((), (), 0.0)
-        self._due.set()
+        self._wanted.set()
 
     def held(self) -> Mapping[str, Sequence[int]]:
         """The slices to publish now, by outbox."""
         return {name: lease.slices() for name, lease in self._leases.items()}
 
-    async def run(self) -> None:
-        """Renew until cancelled. What cannot be renewed runs out."""
-        while True:
-            self._due.clear()
-            try:
-                settled = await self.beat()
-            except Exception as error:  # noqa: BLE001 # whatever it is, the lease runs out and others take over
-                relay_beats_total.labels("failed").inc()
-                log.warning("relay.beat_failed", error=repr(error))
-                settled = True
-            try:
-                async with asyncio.timeout(self._beat_seconds * (1.0 if settled else UNSETTLED_FACTOR)):
-                    await self._due.wait()
-            except TimeoutError:
-                pass
+    async def wait(self, seconds: float) -> bool:
+        """After so long, or as soon as the leases are to be renewed: then it is true."""
+        clock = asyncio.get_running_loop().time
+        try:
+            async with asyncio.timeout(min(seconds, max(0.0, self._due_at - clock()))):
+                await self._wanted.wait()
+        except TimeoutError:
+            return clock() >= self._due_at
+        return True
+
+    async def renew(self) -> None:
+        """They are renewed. What cannot be renewed runs out, and others take over."""
+        self._wanted.clear()
+        self._due_at = asyncio.get_running_loop().time() + self._beat_seconds
+        try:
+            settled = await self.beat()
+        except Exception as error:  # noqa: BLE001 # whatever it is
+            relay_beats_total.labels("failed").inc()
+            log.warning("relay.beat_failed", error=repr(error), looked=self.looks)
+            settled, self.looks = not self.looks, False
+        if not settled:
+            self._due_at -= self._beat_seconds * (1 - UNSETTLED_FACTOR)
 
     async def beat(self) -> bool:
         """The wanted leases are renewed, and what others should have is given up. Whether this relay has its share."""
@@ -142,7 +173,7 @@ class Leases:
         wanted = {name: lease for name, lease in self._leases.items() if lease.wanted}
         given = [(name, number) for name, lease in wanted.items() for number in lease.given_up()]
         rows = await self._database.rows(
-            _beat,
+            self._beat_and_look if self.looks else self._beat,
             relay=self._name,
             outboxes=list(wanted),
             seconds=self._lease_seconds,
@@ -154,6 +185,8 @@ class Leases:
             lease = wanted[row["outbox"]]
             if lease.wanted:  # still
                 lease.renewed(row["slices"], row["surplus"], until)
+            if row["waiting"]:
+                lease.alarm.ring()
             settled &= len(row["slices"]) == row["share"] and not row["surplus"]
         for name, lease in self._leases.items():
             outbox_slices.labels(name).set(len(lease.slices()))

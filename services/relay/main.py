@@ -7,6 +7,7 @@ import asyncio
 import os
 import secrets
 import socket
+import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -26,6 +27,7 @@ from services.relay.settings import RelaySettings
 from services.relay.watch import watch
 
 PROCESS = "outbox-relay"
+CACHE_FAILURES = sys.maxsize  # so it is never left alone: one task calls it, which waits between two tries
 
 logger = structlog.get_logger()
 
@@ -38,16 +40,18 @@ async def relaying(
 
     Gives the tasks that do it. None of them ends by itself: one that does has failed in a way nobody foresaw.
     """
-    cache = caches.cache(settings.cache_at)
+    cache = caches.cache(settings.cache_at, failures=CACHE_FAILURES)
     # One connection for each lane, one for each table of invalidations, one to look, one to renew leases.
     connections = LANES * len(outboxes) + len(INVALIDATIONS) + 2
     database = Database(settings.postgres_url, application_name=PROCESS, size_min=0, size_max=connections)
     await database.open()
     name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-    leases = Leases(database, name, lease_seconds=settings.lease_seconds, beat_seconds=settings.beat_seconds)
     alarms: dict[Queue, Alarm] = {outbox: Alarm(settings.valkey_url, outbox.name) for outbox in outboxes}
     for queue in INVALIDATIONS:
         alarms[queue] = Alarm(settings.valkey_url, queue.owner)  # rung by those who write to the outbox, too
+    leases = Leases(
+        database, name, list(alarms), lease_seconds=settings.lease_seconds, beat_seconds=settings.beat_seconds
+    )
     works = {
         f"relay-{outbox.name}": Relay(
             outbox,
@@ -67,7 +71,6 @@ async def relaying(
             queue, database, leases, alarms[queue], cache, rows_per_slice=settings.batch_rows_per_slice
         ).run()
     works["watch"] = watch(alarms, database, leases, poll_seconds=settings.poll_seconds_max)
-    works["leases"] = leases.run()
     for alarm in alarms.values():
         alarm.start()
     tasks = [asyncio.create_task(work, name=task) for task, work in works.items()]

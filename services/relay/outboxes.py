@@ -87,7 +87,7 @@ OUTBOXES: Final[Sequence[Outbox]] = (ORDERS, CATALOG, PAYMENTS)
 # One index read for each slice that this relay has.
 _LOOK: Final = """
 SELECT '{name}' AS outbox WHERE EXISTS (
-    SELECT FROM unnest(:outboxes, :slices) AS s (outbox, slice)
+    SELECT FROM {held}
     CROSS JOIN LATERAL (SELECT FROM {table} o WHERE o.slice = s.slice ORDER BY o.position LIMIT 1) o
     WHERE s.outbox = '{name}'
 )"""
@@ -118,8 +118,12 @@ class Queue(Protocol):
 
 def looking(queues: Sequence[Queue]) -> Statement:
     """Gives the queues that have a row in one of `slices`, the n-th of which is of the n-th of `outboxes`."""
-    parts = (_LOOK.format(name=queue.name, table=queue.table) for queue in queues)
-    return db.statement("outboxes_look", "\nUNION ALL".join(parts), TYPES)
+    return db.statement("outboxes_look", look(queues, "unnest(:outboxes, :slices) AS s (outbox, slice)"), TYPES)
+
+
+def look(queues: Sequence[Queue], held: str) -> str:
+    """Gives the queues that have a row in one of the slices of `held`: a relation `s` of outboxes and slices."""
+    return "\nUNION ALL".join(_LOOK.format(name=queue.name, table=queue.table, held=held) for queue in queues)
 
 
 def observing(queues: Sequence[Queue]) -> Statement:

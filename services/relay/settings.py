@@ -10,8 +10,8 @@ class RelaySettings(ProcessSettings):
 
     batch_rows_per_slice: int = Field(default=32, ge=1, le=1000, description="rows of a slice read at once")
     poll_seconds_min: float = Field(default=0.005, gt=0, description="pause after the last row")
-    # With a beat a second an idle relay asks less than four times a second.
-    poll_seconds_max: float = Field(default=0.35, gt=0, description="pause when there has been nothing for a while")
+    # What bounds how long a cache serves what its writer could not tell it; four questions a second, with the beats.
+    poll_seconds_max: float = Field(default=0.25, gt=0, description="pause when there has been nothing for a while")
     # A dead relay's slices wait for its lease and then for another's beat: four seconds.
     lease_seconds: float = Field(
         default=3.0, gt=0, description="how long a relay that is not heard of keeps its slices"

@@ -1,4 +1,8 @@
-"""One look at all outboxes at once, for what no writer has called about; and how they stand, in metrics."""
+"""What a relay asks of its own accord: one question at a time, for what no writer has called about.
+
+It is the renewal of the leases, which looks at all queues by the way, or how they all stand (in metrics), or else a
+look. With a quarter of a second between two an idle relay asks four times a second at most.
+"""
 
 import asyncio
 from collections.abc import Mapping
@@ -23,29 +27,49 @@ relay_looks_failed_total = Counter("relay_looks_failed_total", "Looks at all out
 
 
 async def watch(alarms: Mapping[Queue, Alarm], database: Database, leases: Leases, *, poll_seconds: float) -> None:
-    """Ring whose outbox has rows, every `poll_seconds`, in one statement for all. Until cancelled."""
-    clock, observe_at = asyncio.get_running_loop().time, 0.0
-    look, observe = looking(list(alarms)), observing(list(alarms))
-    while True:
+    """Renew the leases when that is due, and ring whose queue has rows, every `poll_seconds`. Until cancelled."""
+    look, looked = Look(alarms, database, leases), None
+    async with asyncio.TaskGroup() as group:
+        while True:
+            if await leases.wait(poll_seconds):
+                await leases.renew()
+            elif looked is None or looked.done():  # one that hangs, as behind a lock, holds up no renewal
+                looked = group.create_task(look())
+
+
+class Look:
+    """Rings whose queue has rows."""
+
+    def __init__(self, alarms: Mapping[Queue, Alarm], database: Database, leases: Leases) -> None:
+        self._alarms, self._database, self._leases = alarms, database, leases
+        self._look, self._observe = looking(list(alarms)), observing(list(alarms))
+        self._observe_at = 0.0
+
+    async def __call__(self) -> None:
+        """Once. When it fails all are rung: one queue may be the cause, and each relay finds out for itself."""
         try:
-            if clock() >= observe_at:  # instead of a look: it tells as much
-                observe_at = clock() + OBSERVE_SECONDS
-                rows = await database.rows(observe)
-                for row in rows:
-                    _tell(row["outbox"], row["depth"], row["oldest_at"], row["parked"])
-                waiting = {row["outbox"] for row in rows if row["depth"]}
-            else:
-                held = [(name, number) for name, slices in leases.held().items() for number in slices]
-                rows = await database.rows(look, outboxes=[n for n, _ in held], slices=[number for _, number in held])
-                waiting = {row["outbox"] for row in rows}
-        except Exception as error:  # noqa: BLE001 # one outbox may be the cause: each relay finds out for itself
+            waiting = await self._waiting()
+        except Exception as error:  # noqa: BLE001 # whatever it is
             relay_looks_failed_total.inc()
             log.warning("relay.look_failed", error=repr(error))
-            waiting = {queue.name for queue in alarms}
-        for queue, alarm in alarms.items():
+            waiting, self._leases.looks = {queue.name for queue in self._alarms}, False
+        else:
+            self._leases.looks = True
+        for queue, alarm in self._alarms.items():
             if queue.name in waiting:
                 alarm.ring()
-        await asyncio.sleep(poll_seconds)
+
+    async def _waiting(self) -> set[str]:
+        now = asyncio.get_running_loop().time()
+        if now < self._observe_at:
+            held = [(name, number) for name, slices in self._leases.held().items() for number in slices]
+            places = {"outboxes": [name for name, _ in held], "slices": [number for _, number in held]}
+            return {row["outbox"] for row in await self._database.rows(self._look, **places)}
+        self._observe_at = now + OBSERVE_SECONDS
+        rows = await self._database.rows(self._observe)
+        for row in rows:
+            _tell(row["outbox"], row["depth"], row["oldest_at"], row["parked"])
+        return {row["outbox"] for row in rows if row["depth"]}
 
 
 def _tell(outbox: str, depth: int, oldest_at: datetime | None, parked: int) -> None:

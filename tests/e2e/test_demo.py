@@ -184,6 +184,17 @@ async def _an_order_is_watched_to_its_end(home: Home, endpoints: dict[str, Any],
     assert err.startswith("not_found: ")
 
 
+async def _the_cache_is_looked_into(home: Home) -> None:
+    code, out, err = await home.orders("cache", "--json")
+    assert code == 0, err
+    cached = json.loads(out)
+    assert {"orders-api", "orders-maintenance", "orders-projector", "outbox-relay"} <= set(cached["processes"])
+    stock = cached["processes"]["orders-api"]["kinds"]["inventory"]
+    assert stock["misses"] >= 1
+    assert stock["l1"] is not None
+    assert cached["waiting"] is not None
+
+
 async def test_up_serves_what_it_prints_stops_on_sigterm_and_keeps_its_data(home: Home) -> None:
     async with _up(home) as (endpoints, printed):
         base = home.port_base
@@ -220,6 +231,7 @@ async def test_up_serves_what_it_prints_stops_on_sigterm_and_keeps_its_data(home
         assert [one["order_id"] for one in (await _pasted(listing))["data"]] == [order["order_id"]]
         product = order["items"][0]["product_id"]
         assert (await _pasted(stock))["reserved"] == 1
+        await _the_cache_is_looked_into(home)
 
         code, out, err = await home.orders("token", "--sub", order["user_id"], "--scope", "orders:read orders:write")
         assert code == 0, err

@@ -1,7 +1,7 @@
 """Who takes part in an interleaving: each makes one call at a time, and waits until it is let through."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -79,10 +79,11 @@ class Stepped:
 
     store: Store
     actor: Actor
+    gets_max: int = 1
     keys_max: int = 1
 
-    async def get(self, key: Key) -> bytes | None:
-        return await self.actor.step("get", lambda: self.store.get(key))
+    async def get(self, keys: Sequence[Key]) -> Sequence[bytes | None]:
+        return await self.actor.step("get", lambda: self.store.get(keys))
 
     async def lease(self, key: Key, min_version: int) -> Lease | bytes | None:
         return await self.actor.step("lease", lambda: self.store.lease(key, min_version))
@@ -93,8 +94,8 @@ class Stepped:
     async def release(self, key: Key, lease: Lease) -> None:
         return await self.actor.step("release", lambda: self.store.release(key, lease))
 
-    async def invalidate(self, versions: Mapping[Key, int]) -> None:
-        return await self.actor.step("invalidate", lambda: self.store.invalidate(versions))
+    async def invalidate(self, versions: Mapping[Key, int], *, spare: bool = False) -> None:
+        return await self.actor.step("invalidate", lambda: self.store.invalidate(versions, spare=spare))
 
     async def close(self) -> None:
         """The store belongs to all."""

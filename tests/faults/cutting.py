@@ -19,6 +19,7 @@ class Door:
         self.url = urlunsplit(parts._replace(query=f"host={quote(str(directory))}&port={_PORT}"))
         self._open = asyncio.Event()
         self._open.set()
+        self._hold_at: bytes | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self._listening: asyncio.Server | None = None
         self.answers_lost = 0
@@ -37,11 +38,21 @@ class Door:
         """No answer passes from now on."""
         self._open.clear()
 
+    def hold_at(self, request: bytes) -> None:
+        """As `hold`, from when a client says that on: it is done, and not heard of."""
+        self._hold_at = request
+
+    @property
+    def held(self) -> bool:
+        """Whether answers stay here."""
+        return not self._open.is_set()
+
     def cut(self) -> None:
         """Every connection is closed, what was held is lost, and new connections pass again."""
         for writer in self._writers:
             writer.transport.abort()
         self._writers.clear()
+        self._hold_at = None
         self._open.set()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -54,6 +65,9 @@ class Door:
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
             while data := await reader.read(65_536):
+                if self._hold_at is not None and self._hold_at in data:
+                    self._hold_at = None
+                    self.hold()
                 writer.write(data)
                 await writer.drain()
         writer.close()

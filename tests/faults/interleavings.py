@@ -109,7 +109,7 @@ class World:
 
     async def _relay(self, actor: Actor) -> None:
         cache = self._cache(actor)
-        while not await cache.invalidate({self.key: NEW}):
+        while not await cache.invalidate({self.key: NEW}, spare=True):
             pass
 
     async def server_ms(self) -> int:

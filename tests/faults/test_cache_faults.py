@@ -126,6 +126,17 @@ async def test_frozen_and_thawed_with_what_was_replaced_meanwhile(server: Server
         await eventually(shop.hit, "a hit again")
 
 
+async def test_what_it_had_before_an_outage_is_not_believed_by_who_has_seen_it(server: Server | Memcached) -> None:
+    """The writer was not even tried, and no relay has said it again."""
+    async with shop_at(server.url) as shop:
+        server.freeze()
+        while metric("breaker_state", breaker="cache") == 0:
+            assert await shop.reads_are_right() == {"bypass"}
+        assert not await shop.write()
+        server.thaw()
+        await eventually(shop.hit, "a hit again, and only right answers until then")
+
+
 async def test_it_runs_so_that_a_restart_brings_nothing_back(tmp_path: Path) -> None:
     async with serving(tmp_path) as server, shop_at(server.valkey.url) as shop:
         assert server.process is not None

@@ -8,7 +8,7 @@ import pytest
 from redis.asyncio import Redis
 
 from services.common import cache_valkey
-from services.common.cache_valkey import ValkeyStore
+from services.common.cache_valkey import Script, ValkeyStore
 from tests.faults.exploration import explore
 from tests.faults.interleavings import AT_REST, READ_OLD, TOO_LONG
 from tests.faults.valkey import serving
@@ -45,15 +45,15 @@ async def store(valkey_url: str) -> AsyncIterator[ValkeyStore]:
 @asynccontextmanager
 async def changed(url: str, script: str, *changes: tuple[str, str]) -> AsyncIterator[ValkeyStore]:
     """A store of which `script` has other words."""
-    text = getattr(cache_valkey, script)
+    text = getattr(cache_valkey, script).text
     for part, instead in changes:
         assert text.count(part) == 1, f"{script} does not have {part!r}"
         text = text.replace(part, instead)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cache_valkey, script, text)
+        patch.setattr(cache_valkey, script, Script(text))
         opened = ValkeyStore(url)
-    yield opened
-    await opened.close()
+        yield opened
+        await opened.close()
 
 
 async def test_whatever_one_fault_comes_where_no_replaced_value_stays(store: ValkeyStore, redis: Redis) -> None:
@@ -94,7 +94,7 @@ async def test_without_the_absolute_expiry_a_late_fill_outlives_its_ttl(valkey_u
 
 
 async def test_without_deleting_the_lease_a_late_fill_follows_an_evicted_fence(valkey_url: str, redis: Redis) -> None:
-    async with changed(valkey_url, "INVALIDATE", (", name(KEYS[number], 'l')", "")) as store:
+    async with changed(valkey_url, "INVALIDATE", ("delete(leases)", "")) as store:
         violation = (await explore(store, redis, faults_max=1)).violation
     assert violation
     assert violation.what == AT_REST

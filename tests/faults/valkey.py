@@ -85,11 +85,15 @@ class Served(Protocol):
 
 @dataclass
 class Wire:
-    """Passes bytes to a server on 127.0.0.1. Answers come late by `delay_seconds`, and end after `bytes_left`."""
+    """Passes bytes to a server on 127.0.0.1. Answers come late by `delay_seconds`, and end after `bytes_left`.
+
+    While it is `severed`, every connection is closed as soon as it is opened.
+    """
 
     server: "Served"
     delay_seconds: float = 0.0
     bytes_left: int | None = None
+    severed: bool = False
     cuts: int = 0
     port: int = 0
     _tasks: set["asyncio.Task[None]"] = field(default_factory=set)
@@ -112,12 +116,25 @@ class Wire:
         """Of what is at the other end."""
         return self.server.url.replace(f":{self.server.port}", f":{self.port}")
 
+    def sever(self) -> None:
+        """Nothing passes any more, in the middle of whatever it was, until `severed` is taken back."""
+        self.severed = True
+        for task in self._tasks:
+            task.cancel()
+
     def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.create_task(self._pass(reader, writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            if not self.severed:
+                await self._connected(reader, writer)
+        finally:
+            writer.close()
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
             server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self.server.port)
             asking = asyncio.create_task(self._ask(reader, server_writer))
@@ -136,10 +153,10 @@ class Wire:
             finally:
                 asking.cancel()
                 server_writer.close()
-        writer.close()
 
     async def _ask(self, reader: asyncio.StreamReader, server_writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
             while data := await reader.read(65_536):
                 server_writer.write(data)
                 await server_writer.drain()
+        server_writer.close()  # who asked has gone

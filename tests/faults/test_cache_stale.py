@@ -1,0 +1,62 @@
+"""An answer that was replaced, given after the acknowledgement: never without a fault, and with one not for long."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from services.contracts.cache import INVENTORY, ORDER
+from tests.faults.conftest import SEED
+from tests.faults.stage import Stage, busy, staged
+from tests.faults.strokes import ALLOWED, STROKES
+from tests.faults.waiting import eventually
+
+ANSWERS = 3_000
+KINDS = (ORDER, INVENTORY)
+
+
+@pytest.fixture(scope="module")
+async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage]:
+    """Shared by all of these: each leaves it well."""
+    async with staged(tmp_path_factory.mktemp("stage"), seed=SEED) as opened:
+        yield opened
+
+
+@pytest.fixture(autouse=True)
+def anew(stage: Stage) -> None:
+    """Figures are of one test."""
+    stage.begin_anew()
+
+
+async def test_without_a_fault_no_process_gives_what_was_replaced(stage: Stage) -> None:
+    async with busy(stage):
+
+        async def asked() -> bool:
+            return stage.seen.answers.total() >= ANSWERS
+
+        await eventually(asked, f"{ANSWERS} answers")
+    assert stage.seen.stale.total() == 0
+    assert stage.seen.backwards == 0
+    assert not stage.refused
+    for outcomes in stage.seen.outcomes.values():
+        assert min(outcomes["hit"], outcomes["miss"]) > ANSWERS // 50, outcomes
+        assert not outcomes["bypass"]
+
+
+@pytest.mark.parametrize("fault", STROKES)
+async def test_whatever_single_fault_comes_no_answer_is_older_than_its_ttl_and_all_are_new_in_the_end(
+    stage: Stage, fault: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with busy(stage):
+
+        async def at_work() -> bool:
+            return all(stage.seen.outcomes[process]["hit"] > 50 for process in stage.replicas)
+
+        await eventually(at_work, "hits at every process")
+        await STROKES[fault](stage)
+    figures = {kind: stage.seen.figures(kind.name) for kind in KINDS}
+    with capsys.disabled():
+        told = "; ".join(f"{kind.name}: {one}" for kind, one in figures.items())
+        print(f"\n{fault}: {told}; met {dict(stage.refused)}, backwards {stage.seen.backwards}")  # noqa: T201
+    for kind, one in figures.items():
+        assert one.worst < kind.ttl_ms / 1000
+    assert set(stage.refused) <= ALLOWED.get(fault, frozenset())
