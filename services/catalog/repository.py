@@ -160,7 +160,8 @@ SEARCH: Final = db.statement(
 WITH parsed AS MATERIALIZED (
     SELECT websearch_to_tsquery('english', :q) AS wanted, plainto_tsquery('english', :q) AS plain
 ), asked AS MATERIALIZED (
-    SELECT wanted, querytree(wanted) NOT IN ('', 'T') AS by_words, :candidates / greatest(numnode(wanted), 1) AS most,
+    SELECT wanted, querytree(wanted) NOT IN ('', 'T') AS by_words,
+           greatest(:candidates / greatest(numnode(wanted), 1), :limit) AS most,
            wanted = plain AND char_length(:q) <= :spelled_characters AND cardinality(show_trgm(:q)) > 0 AS by_spelling
     FROM parsed
 ), exact AS MATERIALIZED (
