@@ -6,6 +6,7 @@ import asyncpg
 import pytest
 
 from services.catalog import queries
+from services.orders import seed as seeding
 from tests.catalog import Catalogue
 from tests.contracts.description import refused
 from tests.integration.catalog.test_listing import plant
@@ -163,3 +164,11 @@ async def test_questions_that_are_none_are_invalid_and_say_where(catalogue: Cata
         assert refused(await catalogue.get("/v1/search", **params)) == "422 invalid", params
     raw = await catalogue.client.get("/v1/search?q=%ff%fe%ed%a0%80")  # no UTF-8: taken as what stands for no character
     assert raw.status_code == 200
+
+
+async def test_seeded_products_are_found_like_any_other(
+    catalogue: Catalogue, database_url: str, owner: "Connection"
+) -> None:
+    await seeding.seed(database_url, products=20, orders=0, months=1)
+    name = await owner.fetchval("SELECT name FROM catalog.products LIMIT 1")
+    assert (await search(catalogue, name))[0] == name
