@@ -166,7 +166,7 @@ def _page(request: Request, products: Sequence[Product], next_cursor: str | None
 def _shown(request: Request, body: bytes, headers: dict[str, str]) -> Response:
     """What anybody may keep for a while; 304 for who has it already."""
     headers |= SHARED
-    if not http.none_match_tag(request.headers.get("if-none-match"), headers["ETag"]):
+    if not http.none_match_tag(http.header(request, b"if-none-match"), headers["ETag"]):
         return Response(status_code=304, headers=headers)
     return JsonResponse(body, headers=headers)
 

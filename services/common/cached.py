@@ -5,8 +5,7 @@
 The fields before the owner have fixed places, so that a script on the server can read the version.
 """
 
-from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from services.contracts.cache import Kind
 
@@ -20,8 +19,7 @@ VERSION_MAX: Final = 10**16 - 1  # sixteen digits; a script's numbers are exact 
 Outcome = Literal["hit", "miss", "bypass"]
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
+class Key(NamedTuple):
     """One thing. Its three names share a hash tag, so that they are in one slot of a cluster."""
 
     kind: Kind
@@ -43,8 +41,7 @@ class Key:
         return f"{self.kind.prefix}:f:{{{self.id}}}"
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """An answer: `body` as it is sent, at `version`, of `owner` (empty when it is nobody's own)."""
 
     owner: str
@@ -52,8 +49,7 @@ class Entry:
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """What a read gives. A hit was read from the database `age_seconds` ago: at `at_ms`, by the server's clock."""
 
     entry: Entry

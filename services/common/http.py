@@ -41,6 +41,8 @@ DRAIN_BYTES_MAX: Final = 32 * 1024 * 1024  # read and thrown away after a refusa
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})  # a client may invent others
 SLOW_SECONDS: Final = 0.2  # the objective for a response
 
+HEADERS: Final = "headers"  # in the state of a request's scope: {name in lower case: value}
+
 OF_DOCS: Final = "The page /docs takes Swagger UI from a public CDN; this document, /openapi.json, needs nothing else."
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}\Z")
@@ -87,12 +89,24 @@ class JsonResponse(Response):
         """JSON in UTF-8 (RFC 8259); bytes are taken as they are."""
         return content if isinstance(content, bytes) else orjson.dumps(content)
 
+    def init_headers(self, headers: Mapping[str, str] | None = None) -> None:
+        """As Starlette's, for a body that is always there and of which `headers` say neither length nor type."""
+        self.raw_headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in (headers or {}).items()]
+        self.raw_headers.append((b"content-length", b"%d" % len(self.body)))
+        self.raw_headers.append((b"content-type", self.media_type.encode()))
+
 
 def problem(error: DomainError, path: str) -> Response:
     """The problem document of `error` (RFC 9457); the same for the same refusal but for `instance`, made of `path`."""
     instance = quote(path, safe="/:@!$&'()*+,;=~", errors="replace")
     content = openapi.problem_content(error.code, error.status, error.detail, instance) | error.extra
     return JsonResponse(content, status_code=error.status, headers=error.headers, media_type=PROBLEM)
+
+
+def header(request: Request, name: bytes) -> str | None:
+    """The header of that name, in lower case; of several the last. Found at once, where Starlette walks through all."""
+    value = request.scope["state"][HEADERS].get(name)
+    return None if value is None else value.decode("latin-1")
 
 
 async def read_body(request: Request, *, may_be_empty: bool = False) -> bytes:
@@ -274,8 +288,8 @@ def _guarded(route: Route, verifier: TokenVerifier) -> Guarded:
         try:
             if isinstance(policy, Public):
                 return await endpoint(request)  # type: ignore[call-arg] # a public endpoint takes no claims
-            header = request.headers.get("authorization")
-            claims = verifier.recall(header) or await verifier.verify(header)
+            authorization = header(request, b"authorization")
+            claims = verifier.recall(authorization) or await verifier.verify(authorization)
             if policy.scopes:
                 require(claims, *policy.scopes)
             return await endpoint(request, claims)  # type: ignore[call-arg] # and this one does
@@ -331,7 +345,7 @@ class Application:
         made = os.urandom(24).hex()
         request_id = _text(headers.get(b"x-request-id"), _REQUEST_ID) or made[32:]
         traceparent = _text(headers.get(b"traceparent"), TRACEPARENT) or f"00-{made[:32]}-{made[32:]}-01"
-        scope.setdefault("state", {})["traceparent"] = traceparent
+        scope.setdefault("state", {}).update({"traceparent": traceparent, HEADERS: headers})
         timings = metrics.Timings()
         metrics.request_timings.set(timings)
         request_context.set({"request_id": request_id, "traceparent": traceparent})
@@ -397,8 +411,10 @@ def _headers(response: Response, request_id: str, timings: metrics.Timings) -> l
         (b"x-request-id", request_id.encode()),
         (b"x-content-type-options", b"nosniff"),
     ]
-    if not any(name == b"cache-control" for name, _ in response.raw_headers):
-        common.append((b"cache-control", b"private, no-store"))
+    for name, _ in response.raw_headers:
+        if name == b"cache-control":
+            return common
+    common.append((b"cache-control", b"private, no-store"))
     return common
 
 

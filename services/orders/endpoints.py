@@ -123,7 +123,7 @@ async def get_order(request: Request, claims: Claims) -> Response:
             extra={"current_version": version},
         )
     headers = http.cached_headers(answer)
-    if not http.none_match(request.headers.get("if-none-match"), version):
+    if not http.none_match(http.header(request, b"if-none-match"), version):
         return Response(status_code=304, headers=headers)
     return JsonResponse(answer.entry.body, headers=headers)
 

@@ -98,7 +98,7 @@ class SteppedStore:
     async def release(self, key: Key, lease: Lease) -> None:
         """See `Store`."""
 
-    async def invalidate(self, versions: Mapping[Key, int], *, spare: bool = False) -> None:  # noqa: ARG002 # as in `Store`
+    async def invalidate(self, versions: Mapping[Key, int], *, spare: bool = False) -> None:  # noqa: ARG002  as every store
         """See `Store`."""
         writer = self.world.actors[WRITER]
         await writer.step("invalidate", lambda: self.world.invalidated(versions))
