@@ -228,9 +228,13 @@ async def shop(
 
 @pytest.fixture
 def catalog_settings(as_role: AsRole, valkey_url: str, issuer: tuple[Path, str]) -> CatalogSettings:
-    """Settings of catalog-api on the test's database."""
+    """Settings of catalog-api on the test's database; without a cache, as tests also write behind its back."""
     return CatalogSettings(
-        postgres_url=as_role("catalog_api"), valkey_url=valkey_url, issuer_url=issuer[1], audience=AUDIENCE
+        postgres_url=as_role("catalog_api"),
+        valkey_url=valkey_url,
+        cache_url="",
+        issuer_url=issuer[1],
+        audience=AUDIENCE,
     )
 
 

@@ -6,7 +6,7 @@ Works with the previous release: it has no such process, and its relay reads no 
 from alembic import op
 
 revision = "0010"
-down_revision = "0008"
+down_revision = "0009"
 branch_labels = None
 depends_on = None
 

@@ -5,10 +5,11 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
+from services.catalog import queries
 from services.catalog.endpoints import Context
 from services.catalog.routes import ROUTES, SCOPES
 from services.catalog.settings import CatalogSettings
-from services.common import clock
+from services.common import caches, clock
 from services.common.auth import TokenVerifier
 from services.common.db import Database
 from services.common.http import Application, Writes, build_app
@@ -24,10 +25,14 @@ def create_app(settings: CatalogSettings, now: clock.Clock = clock.now) -> Appli
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        database = Database(settings.postgres_url, application_name=PROCESS, size_max=settings.pool_size)
+        database = Database(
+            settings.postgres_url, application_name=PROCESS, size_max=settings.pool_size, settings=queries.SESSION
+        )
         wake = Wake(settings.valkey_url, "catalog")
+        cache = caches.cache(settings.cache_at)
         at = Context(
             database=database,
+            cache=cache,
             wake=wake,
             writes=Writes(),
             now=now,
@@ -40,6 +45,8 @@ def create_app(settings: CatalogSettings, now: clock.Clock = clock.now) -> Appli
             yield
         finally:
             await at.writes.drain()
+            if cache is not None:
+                await cache.close()
             await wake.close()
             await database.close()
             await verifier.aclose()

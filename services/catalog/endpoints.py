@@ -1,25 +1,31 @@
 """HTTP only: parse, call one command or query, set headers. `routes` says which path each of these answers."""
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
+import orjson
 from fastapi import Request, Response
 
-from services.catalog import commands, queries, schemas
-from services.catalog.commands import Condition, Content, Result
-from services.common import cursors, http, ids
+from services.catalog import commands, queries, reads, schemas
+from services.catalog.bulk import Bulk, Tell
+from services.catalog.commands import Condition, Content, Result, Wanted, Written
+from services.catalog.queries import Filters, Place
+from services.common import cursors, http, ids, ndjson
 from services.common.auth import Claims
+from services.common.cache import Cache
+from services.common.cached import Key
 from services.common.clock import Clock
 from services.common.db import Database, TransientError
 from services.common.errors import invalid, not_found, unavailable
 from services.common.http import JsonResponse, Writes, parameters, parsed_json, read_body, validated
+from services.common.ndjson import StreamedLines
+from services.contracts.cache import PRODUCT
+from services.contracts.catalog import Product
 
 WRITE: Final = "catalog:write"
 
-FIRST_ID: Final = UUID(int=0)
-ALL_PRODUCTS: Final = b"products"  # what a cursor of theirs goes on with
 # A page may be shown for a minute after it was read, and for five more while a newer one is fetched (RFC 5861).
 SHARED: Final = {"Cache-Control": "public, max-age=60, stale-while-revalidate=300"}
 
@@ -29,6 +35,7 @@ class Context:
     """What the endpoints of this process work with."""
 
     database: Database
+    cache: Cache | None
     wake: Callable[[], None]
     writes: Writes
     now: Clock
@@ -46,42 +53,77 @@ async def put_product(request: Request, claims: Claims) -> Response:
     """PUT /v1/products/{product_id}."""
     at = context(request)
     body = validated(schemas.ProductBody, parsed_json(await read_body(request)))
-    condition = _condition(request)
-    written = await at.writes.finish(
-        commands.put_product(
+    condition, product_id = _condition(request), _product_id(request)
+
+    async def put() -> Written:
+        written = await commands.put_product(
             at.database,
-            _product_id(request),
+            product_id,
             Content(**body.model_dump()),
             condition,
             actor=f"staff:{claims.user_id}",
             now=at.now(),
             traceparent=request.state.traceparent,
         )
-    )
-    if written.result is not Result.UNCHANGED:
-        at.wake()
+        await _tell(at, [written])
+        return written
+
+    written = await at.writes.finish(put())
     headers = {"ETag": http.etag(written.product.version)}
     if written.result is Result.CREATED:
         headers["Location"] = f"/v1/products/{written.product.product_id}"
     return JsonResponse(written.product, status_code=201 if "Location" in headers else 200, headers=headers)
 
 
+async def put_products(request: Request, claims: Claims) -> Response:
+    """POST /v1/products:bulk."""
+    http.require_media_type(request, ndjson.MEDIA_TYPE)
+    at = context(request)
+
+    async def put(wanted: Sequence[Wanted]) -> Sequence[Written]:
+        written = await commands.put_products(
+            at.database,
+            wanted,
+            actor=f"staff:{claims.user_id}",
+            now=at.now(),
+            traceparent=request.state.traceparent,
+        )
+        await _tell(at, written)
+        return written
+
+    async def work(body: AsyncIterator[bytes], tell: Tell) -> None:
+        await Bulk(request.scope["path"], _wanted, lambda wanted: at.writes.finish(put(wanted)), tell).run(body)
+
+    return StreamedLines(request, work)
+
+
 async def get_product(request: Request) -> Response:
     """GET /v1/products/{product_id}."""
-    product = await queries.get_product(context(request).database, _product_id(request))
-    headers = SHARED | {"ETag": http.etag(product.version)}
-    if not http.none_match(request.headers.get("if-none-match"), product.version):
-        return Response(status_code=304, headers=headers)
-    return JsonResponse(product, headers=headers)
+    at = context(request)
+    answer = await reads.get_product(at.database, at.cache, _product_id(request))
+    return _shown(request, answer.entry.body, http.cached_headers(answer))
 
 
 async def list_products(request: Request) -> Response:
     """GET /v1/products."""
     query = parameters(schemas.ListQuery, request)
-    from_id = FIRST_ID if query.cursor is None else cursors.opened(query.cursor, ALL_PRODUCTS)
-    page = await queries.list_products(context(request).database, from_id=from_id, limit=query.limit)
-    next_cursor = None if page.next_id is None else cursors.sealed(page.next_id, ALL_PRODUCTS)
-    return JsonResponse({"data": page.products, "next_cursor": next_cursor}, headers=SHARED)
+    filters = _filters(query)
+    question = f"products {query.sort} {filters}".encode()
+    page = await queries.list_products(
+        context(request).database,
+        query.sort,
+        filters,
+        after=None if query.cursor is None else _place(query.cursor, question),
+        limit=query.limit,
+    )
+    return _page(request, page.products, None if page.next_place is None else _cursor(page.next_place, question))
+
+
+async def search_products(request: Request) -> Response:
+    """GET /v1/search."""
+    query = parameters(schemas.SearchQuery, request)
+    products = await queries.search_products(context(request).database, query.q, _filters(query), limit=query.limit)
+    return _page(request, products, None)
 
 
 async def get_health(_: Request) -> Response:
@@ -97,6 +139,57 @@ async def get_readiness(request: Request) -> Response:
     except TransientError as error:
         raise unavailable("The database does not answer.") from error
     return JsonResponse({"status": "ok", "warnings": at.degraded()})
+
+
+async def _tell(at: Context, written: Sequence[Written]) -> None:
+    """Relay and cache know what was written. Never fails: the relay repeats what the cache could not hear."""
+    if any(one.result is not Result.UNCHANGED for one in written):
+        at.wake()
+    stale = {
+        Key(PRODUCT, one.product.product_id): one.product.version for one in written if one.result is Result.CHANGED
+    }
+    if at.cache is not None and stale:
+        await at.cache.invalidate(stale)
+
+
+def _wanted(line: bytes) -> Wanted:
+    """What a line of a bulk request says. 400 `malformed_json`, 422 `invalid`."""
+    body = validated(schemas.BulkLine, parsed_json(line))
+    return Wanted(ids.from_text(body.product_id), Content(**body.model_dump(exclude={"product_id"})))
+
+
+def _page(request: Request, products: Sequence[Product], next_cursor: str | None) -> Response:
+    body = orjson.dumps({"data": products, "next_cursor": next_cursor})
+    return _shown(request, body, {"ETag": http.etag_of(body)})
+
+
+def _shown(request: Request, body: bytes, headers: dict[str, str]) -> Response:
+    """What anybody may keep for a while; 304 for who has it already."""
+    headers |= SHARED
+    if not http.if_changed(http.header(request, b"if-none-match"), headers["ETag"]):
+        return Response(status_code=304, headers=headers)
+    return JsonResponse(body, headers=headers)
+
+
+def _filters(query: schemas.FindQuery) -> Filters:
+    return Filters(query.active, query.currency, query.price_from, query.price_to)
+
+
+def _cursor(place: Place, question: bytes) -> str:
+    """The cursor of a place: it goes on with the same order and filters, and with nothing else."""
+    return cursors.sealed_bytes(place.product_id.bytes + place.name_key.encode(), question)
+
+
+def _place(cursor: str, question: bytes) -> Place:
+    raw = cursors.opened_bytes(cursor, question)
+    try:
+        name_key = raw[16:].decode()
+        product_id = UUID(bytes=raw[:16])
+    except ValueError:  # a forged one
+        raise cursors.bad_cursor() from None
+    if "\0" in name_key:
+        raise cursors.bad_cursor()
+    return Place(name_key, product_id)
 
 
 def _condition(request: Request) -> Condition:

@@ -3,7 +3,7 @@
 from typing import Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import JSONB, TSVECTOR
 
 from services.common.ids import SLICES
 from services.common.money import PRICE_MAX
@@ -25,10 +25,58 @@ products = sa.Table(
     sa.Column("active", sa.Boolean, nullable=False),
     sa.Column("version", sa.BigInteger, nullable=False),
     sa.Column("updated_at", sa.TIMESTAMP(timezone=True), nullable=False),
+    sa.Column(
+        "name_key",
+        sa.Text,
+        sa.Computed("lower(name)", persisted=True),
+        nullable=False,
+        comment="the name in small letters: by it products are ordered",
+    ),
+    # As PostgreSQL tells them, so that a migration sees no difference.
+    sa.Column(
+        "name_words",
+        TSVECTOR,
+        sa.Computed("to_tsvector('english'::regconfig, name)", persisted=True),
+        nullable=False,
+        comment="of the name, without their endings, as English",
+    ),
+    sa.Column(
+        "all_words",
+        TSVECTOR,
+        sa.Computed(
+            """(setweight(to_tsvector('english'::regconfig, name), 'A'::"char")"""
+            """ || setweight(to_tsvector('english'::regconfig, description), 'D'::"char"))""",
+            persisted=True,
+        ),
+        nullable=False,
+        comment="of name (A) and description (D), in the same way",
+    ),
     sa.PrimaryKeyConstraint("product_id"),
     sa.CheckConstraint(f"price BETWEEN 1 AND {PRICE_MAX}", name="price"),
     sa.CheckConstraint("char_length(name) BETWEEN 1 AND 200", name="name"),
     comment="what is for sale",
+)
+sa.Index(
+    "ix_products_newest",
+    products.c.active,
+    products.c.product_id,
+    postgresql_include=["currency", "price"],
+)
+sa.Index(
+    "ix_products_by_name",
+    products.c.active,
+    products.c.name_key,
+    products.c.product_id,
+    postgresql_include=["currency", "price"],
+)
+for words in (products.c.name_words, products.c.all_words):
+    sa.Index(f"ix_products_{words.name}", words, postgresql_using="gin", postgresql_with={"gin_pending_list_limit": 64})
+sa.Index(
+    "ix_products_spelling",
+    products.c.name,
+    postgresql_using="gin",
+    postgresql_ops={"name": "gin_trgm_ops"},
+    postgresql_with={"gin_pending_list_limit": 64},
 )
 
 outbox = sa.Table(
@@ -47,4 +95,16 @@ outbox = sa.Table(
     sa.PrimaryKeyConstraint("slice", "position"),
     sa.CheckConstraint(f"slice BETWEEN 0 AND {SLICES - 1}", name="slice"),
     comment="events not yet on Kafka; a published row is deleted",
+)
+
+invalidations = sa.Table(
+    "invalidations",
+    metadata,
+    sa.Column("slice", sa.SmallInteger, nullable=False, comment="a hash of the product's id: what one relay claims"),
+    sa.Column("position", sa.BigInteger, sa.Identity(always=True, cache=1), nullable=False),
+    sa.Column("keys", JSONB, nullable=False, comment="{prefix of a cache key: {id: the version that replaced it}}"),
+    sa.Column("created_at", sa.TIMESTAMP(timezone=True), nullable=False, server_default=sa.text("now()")),
+    sa.PrimaryKeyConstraint("slice", "position"),
+    sa.CheckConstraint(f"slice BETWEEN 0 AND {SLICES - 1}", name="slice"),
+    comment="what caches have not been told yet is out of date; a row is deleted once they have",
 )

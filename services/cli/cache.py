@@ -22,7 +22,6 @@ from services.relay.settings import RelaySettings
 
 ANSWER_SECONDS: Final = 5.0  # a busy process renders its metrics between requests
 BREAKER: Final = {0: "closed", 1: "half-open", 2: "open"}
-QUEUES: Final = tuple(table.name for table in INVALIDATIONS)
 
 # What is counted of a kind: the metric, and its `outcome`.
 READS: Final = {
@@ -61,21 +60,13 @@ def cache(as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout."
 
 def reported(found: Mapping[str, Samples]) -> dict[str, Any]:
     """What the metrics of the processes say of the cache; without the processes that have none."""
-    waiting = (  # of the tables: each relay sees all of them
-        {
-            "rows": sum(_count(samples, "outbox_depth", outbox=name) for name in QUEUES),
-            "oldest_seconds": max(_of(samples, "outbox_oldest_age_seconds", outbox=name) or 0.0 for name in QUEUES),
-        }
-        for samples in found.values()
-        if _of(samples, "outbox_depth", outbox=QUEUES[0]) is not None
-    )
     return {
         "processes": {
             name: _process(samples, BREAKER[int(state)])
             for name, samples in found.items()
             if (state := _of(samples, "breaker_state", breaker="cache")) is not None
         },
-        "waiting": next(waiting, None),
+        "waiting": next(filter(None, map(_waiting, found.values())), None),
         "bounds_seconds": {
             "nothing_failed": 0.0,
             "not_told_by_the_writer": RelaySettings().poll_seconds_max,
@@ -83,6 +74,15 @@ def reported(found: Mapping[str, Samples]) -> dict[str, Any]:
             "ttl": {kind.name: kind.ttl_ms / 1000 for kind in KINDS.values()},
         },
     }
+
+
+def _waiting(samples: Samples) -> dict[str, Any] | None:
+    """What relays have to tell the cache, of all tables; each relay sees all of it, other processes nothing."""
+    rows = [_of(samples, "outbox_depth", outbox=queue.name) for queue in INVALIDATIONS]
+    ages = [_of(samples, "outbox_oldest_age_seconds", outbox=queue.name) for queue in INVALIDATIONS]
+    if None in rows:
+        return None
+    return {"rows": sum(map(int, filter(None, rows))), "oldest_seconds": max(age or 0.0 for age in ages)}
 
 
 def _process(samples: Samples, breaker: str) -> dict[str, Any]:

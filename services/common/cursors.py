@@ -11,18 +11,32 @@ _SEAL_BYTES = 8
 
 def sealed(place: UUID, question: bytes) -> str:
     """The cursor of `place` in the answer to `question`."""
-    return base64.urlsafe_b64encode(place.bytes + _seal(place.bytes, question)).decode()
+    return sealed_bytes(place.bytes, question)
 
 
 def opened(cursor: str, question: bytes) -> UUID:
     """The place in a cursor that was sealed for `question`. 400 `bad_cursor` for any other."""
+    place = opened_bytes(cursor, question)
+    if len(place) != 16:
+        raise bad_cursor()
+    return UUID(bytes=place)
+
+
+def sealed_bytes(place: bytes, question: bytes) -> str:
+    """As `sealed`, of a place that is more than an id."""
+    return base64.urlsafe_b64encode(place + _seal(place, question)).decode()
+
+
+def opened_bytes(cursor: str, question: bytes) -> bytes:
+    """As `opened`. What the place says is the caller's to judge: anybody can seal one."""
     try:
         raw = base64.b64decode(cursor.encode(), altchars=b"-_", validate=True)
     except ValueError:
         raise bad_cursor() from None
-    if len(raw) != 16 + _SEAL_BYTES or raw[16:] != _seal(raw[:16], question):
+    place, seal = raw[:-_SEAL_BYTES], raw[-_SEAL_BYTES:]
+    if seal != _seal(place, question):
         raise bad_cursor()
-    return UUID(bytes=raw[:16])
+    return place
 
 
 def bad_cursor() -> DomainError:

@@ -7,9 +7,10 @@ the layers above know: `Refused`, `LockTimeoutError`, or `TransientError`, which
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal, NewType, TypeVar
 
 import asyncpg
@@ -101,10 +102,23 @@ class Statement:
 
     async def rows(self, connection: ReadConnection, **values: object) -> list[asyncpg.Record]:
         """All rows, in one round trip. Raises DomainError or TransientError."""
-        arguments = self.arguments(values)
+        return await self._fetched(connection, connection.fetch(self.sql, *self.arguments(values)))
+
+    async def rows_of_each(
+        self, connection: WriteConnection, values: Sequence[Mapping[str, object]]
+    ) -> list[asyncpg.Record]:
+        """All rows of the statement run once for each of `values`, in their order, in one round trip. Raises as `rows`.
+
+        For a transaction: it does all of them or fails.
+        """
+        return await self._fetched(connection, connection.fetchmany(self.sql, [self.arguments(one) for one in values]))
+
+    async def _fetched(
+        self, connection: ReadConnection, fetching: Awaitable[list[asyncpg.Record]]
+    ) -> list[asyncpg.Record]:
         started = time.perf_counter()
         try:
-            return await connection.fetch(self.sql, *arguments)
+            return await fetching
         except (asyncpg.PostgresError, *_CONNECTION_LOST) as error:
             if isinstance(error, asyncpg.InternalClientError):
                 discard(connection)  # nobody knows its state: the pool must not give it to the next
@@ -139,10 +153,12 @@ class Database:
         size_max: int = 16,
         size_min: int = 1,
         command_timeout_seconds: float = COMMAND_TIMEOUT_SECONDS,
+        settings: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
+        """`settings` are of its sessions, besides and before SESSION."""
         self._url = url
         self._command_timeout_seconds = command_timeout_seconds
-        self._settings = {**SESSION, "application_name": application_name}
+        self._settings = {**SESSION, **settings, "application_name": application_name}
         self._size_max, self._size_min = size_max, size_min
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._kept: list[WriteConnection] = []  # idle, and not given back: the pool's own way there and back is long

@@ -5,6 +5,7 @@ caller is authenticated and authorised before the endpoint reads anything of the
 """
 
 import asyncio
+import hashlib
 import os
 import re
 import time
@@ -27,6 +28,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from services.common import metrics, openapi
 from services.common.auth import Claims, TokenVerifier, require
+from services.common.cached import Answer
 from services.common.errors import DomainError, invalid
 from services.common.log import request_context
 from services.common.openapi import JSON, PROBLEM
@@ -127,11 +129,16 @@ async def read_body(request: Request, *, may_be_empty: bool = False, media_types
         )
     if not body and may_be_empty:
         return b""
+    require_media_type(request, *media_types)
+    return bytes(body)
+
+
+def require_media_type(request: Request, *media_types: str) -> None:
+    """Pass when the body is said to be of one of these types. 415 `media_type`."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() not in media_types:
         # RFC 9110, section 15.5.16; W3C Linked Data Platform, section 7.1; RFC 5789, section 3.1
         taken = {"POST": "Accept-Post", "PATCH": "Accept-Patch"}.get(request.method, "Accept")
         raise DomainError("media_type", 415, f"Send {media_types[0]}.", headers={taken: ", ".join(media_types)})
-    return bytes(body)
 
 
 def parsed_json(body: bytes) -> Any:
@@ -173,7 +180,7 @@ def _asks(model: type[BaseModel]) -> bool:
 @cache
 def _without(model: type[M]) -> M:
     """A model of no parameters; whoever is given it only reads it."""
-    return model()
+    return validated(model, {})
 
 
 def _pointer(member: str | int) -> str:
@@ -204,6 +211,19 @@ def if_changed(header: str | None, tag: str) -> bool:
 def etag(version: int) -> str:
     """The entity tag of a version."""
     return f'"{version}"'
+
+
+def etag_of(body: bytes) -> str:
+    """The entity tag of what has no version: a digest of its bytes."""
+    return f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+
+
+def cached_headers(answer: Answer) -> dict[str, str]:
+    """ETag, and where the answer comes from; how long ago it was read from the database, when it was kept since."""
+    headers = {"ETag": etag(answer.entry.version), "X-Cache": answer.outcome}
+    if answer.outcome == "hit":
+        headers["Age"] = str(int(answer.age_seconds))
+    return headers
 
 
 class Writes:

@@ -78,7 +78,11 @@ class _Told(NamedTuple):
 
 _TEXT: Final = {"type": "string"}
 _HEADERS: Final[Mapping[str, _Told]] = {
-    "ETag": _Told("The version of what is answered.", {"type": "string", "pattern": '^"[1-9][0-9]*"$'}, always=True),
+    "ETag": _Told(
+        "The version of what is answered, a number; of a page, a digest of it.",
+        {"type": "string", "pattern": '^"([1-9][0-9]*|[0-9a-f]{32})"$'},
+        always=True,
+    ),
     "X-Cache": _Told(
         "Whether the cache had it (`hit`), or the database answered, past the cache when that does not (`bypass`).",
         {"enum": ["hit", "miss", "bypass"]},
@@ -128,6 +132,7 @@ class Operation:
     answer_headers: tuple[str, ...] = ()
     refusals: Refusals = field(default_factory=dict)
     description: str = ""
+    media_type: str = JSON  # of body and answer; of any other, `body` and `answer` are what a line of it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +155,7 @@ class Described:
             found |= {**UNAUTHENTICATED, **UNAVAILABLE}
         if self.scopes:
             found |= SCOPE_MISSING
-        if operation.body is not None:
+        if operation.body is not None and operation.media_type == JSON:
             found |= BODY
         if operation.query is not None:
             found |= INVALID
@@ -266,9 +271,9 @@ def _responses(each: Described, instance: str) -> dict[str, Any]:
         of_status.setdefault(status, {})[code] = told
     replayed = ("Idempotency-Replayed",) if IDEMPOTENCY_KEY in operation.headers else ()
     answer_headers = (*operation.answer_headers, *replayed)
-    answers: dict[int, dict[str, Any]] = {operation.status: _answer(operation.answer, *answer_headers)}
+    answers: dict[int, dict[str, Any]] = {operation.status: _answer(operation, *answer_headers)}
     if operation.may_create:
-        answers[201] = _answer(operation.answer, *answer_headers, "Location")
+        answers[201] = _answer(operation, *answer_headers, "Location")
     if IF_NONE_MATCH in operation.headers:
         answers[304] = {
             "description": "What If-None-Match names is what there is.",
@@ -279,13 +284,13 @@ def _responses(each: Described, instance: str) -> dict[str, Any]:
     return {str(status): answers[status] for status in sorted(answers)}
 
 
-def _answer(model: type[BaseModel] | None, *headers: str) -> dict[str, Any]:
-    if model is None:
+def _answer(operation: Operation, *headers: str) -> dict[str, Any]:
+    if operation.answer is None:
         return {"description": "It is done.", "headers": _headers(*headers)}
     return {
-        "description": (model.__doc__ or "").partition("\n")[0],
+        "description": (operation.answer.__doc__ or "").partition("\n")[0],
         "headers": _headers(*headers),
-        "content": {JSON: {"schema": _ref(model)}},
+        "content": {operation.media_type: {"schema": _ref(operation.answer)}},
     }
 
 

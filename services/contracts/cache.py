@@ -29,7 +29,8 @@ class Kind:
 ORDER: Final = Kind("order", "orders:order", 30_000)
 INVENTORY: Final = Kind("inventory", "orders:inventory", 15_000, Room(entries=10_000, bytes=16 * 1024 * 1024))
 PROFILE: Final = Kind("profile", "customers:profile", 60_000)
+PRODUCT: Final = Kind("product", "catalog:product", 300_000, Room(entries=10_000, bytes=16 * 1024 * 1024))
 
 # By what rows of `invalidations` call them: {prefix: {id as a UUID: version}}.
-KINDS: Final[Mapping[str, Kind]] = {kind.prefix: kind for kind in (ORDER, INVENTORY, PROFILE)}
+KINDS: Final[Mapping[str, Kind]] = {kind.prefix: kind for kind in (ORDER, INVENTORY, PROFILE, PRODUCT)}
 TTL_MS_MAX: Final = max(kind.ttl_ms for kind in KINDS.values())

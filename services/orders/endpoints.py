@@ -12,7 +12,6 @@ from fastapi import Request, Response
 from services.common import clock, cursors, http, ids
 from services.common.auth import Claims
 from services.common.cache import Cache
-from services.common.cached import Answer
 from services.common.clock import Clock
 from services.common.db import Database, TransientError
 from services.common.errors import DomainError, not_found, unavailable
@@ -125,7 +124,7 @@ async def get_order(request: Request, claims: Claims) -> Response:
             "The order has not reached that version.",
             extra={"current_version": version},
         )
-    headers = _read_headers(answer)
+    headers = http.cached_headers(answer)
     if not http.none_match(http.header(request, b"if-none-match"), version):
         return Response(status_code=304, headers=headers)
     return JsonResponse(answer.entry.body, headers=headers)
@@ -215,7 +214,7 @@ async def get_inventory(request: Request, _: Claims) -> Response:
     """GET /v1/inventory/{product_id}."""
     at = context(request)
     answer = await reads.get_stock(at.database, at.cache, _product_id(request))
-    return JsonResponse(answer.entry.body, headers=_read_headers(answer))
+    return JsonResponse(answer.entry.body, headers=http.cached_headers(answer))
 
 
 async def adjust_stock(request: Request, claims: Claims) -> Response:
@@ -326,14 +325,6 @@ def _product_id(request: Request) -> UUID:
         return ids.from_text(request.path_params["product_id"])
     except ValueError:
         raise not_found() from None
-
-
-def _read_headers(answer: Answer) -> dict[str, str]:
-    """ETag, and where the answer comes from; how long ago it was read from the database, when it was kept since."""
-    headers = {"ETag": http.etag(answer.entry.version), "X-Cache": answer.outcome}
-    if answer.outcome == "hit":
-        headers["Age"] = str(int(answer.age_seconds))
-    return headers
 
 
 def _scope_missing(what: str, scope: str) -> DomainError:

@@ -4,10 +4,9 @@ from collections.abc import Callable
 from uuid import UUID
 
 from services.common import ids
-from services.common.cache import Cache, Load
+from services.common.cache import Cache, read_through
 from services.common.cached import Answer, Entry, Key
 from services.common.db import Database
-from services.common.errors import not_found
 from services.common.ids import OrderKey
 from services.contracts.cache import INVENTORY, ORDER
 from services.orders import answers, queries
@@ -34,7 +33,8 @@ async def get_order(
         return None if order is None else Entry(order.user_id, order.version, answers.render_order(order))
 
     owner = None if reader.any_owner else str(reader.user_id)
-    return await _read(cache, Key(ORDER, order_id), load, owner, min_version)
+    found = Key(ORDER, order_id)
+    return await read_through(cache, found, load, reader=owner, min_version=min_version)
 
 
 async def get_stock(database: Database, cache: Cache | None, product_id: UUID) -> Answer:
@@ -48,15 +48,4 @@ async def get_stock(database: Database, cache: Cache | None, product_id: UUID) -
         body = answers.render_stock(product_text, on_hand=found.on_hand, reserved=found.reserved, version=found.version)
         return Entry("", found.version, body)
 
-    return await _read(cache, Key(INVENTORY, product_text), load, None, 0)
-
-
-async def _read(cache: Cache | None, key: Key, load: Load, reader: str | None, min_version: int) -> Answer:
-    if cache is not None:
-        answer = await cache.read(key, load, reader=reader, min_version=min_version)
-    else:
-        entry = await load()
-        answer = None if entry is None else Answer(entry, "bypass")
-    if answer is None:
-        raise not_found()
-    return answer
+    return await read_through(cache, Key(INVENTORY, product_text), load)

@@ -5,7 +5,7 @@ Whoever wrote has told it already, unless it died or the cache was away: this is
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -18,16 +18,13 @@ from services.common.cached import Key
 from services.common.db import Database, Row, Statement
 from services.common.invalidations import keys_of
 from services.common.outbox import Alarm
-from services.contracts.cache import TTL_MS_MAX
+from services.contracts.cache import KINDS
 from services.relay.leases import Leases
 from services.relay.outbox import TYPES
 from services.relay.relay import PAUSE_SECONDS_MAX, PAUSE_SECONDS_MIN, part_of, relay_failures_total
 
 GATHER_SECONDS: Final = 0.05  # between two rounds: writers have told the cache themselves, so this is seldom urgent
 BUSY_SECONDS: Final = 1.0  # after rows were found it looks by itself: whoever could not tell the cache may not reach us
-# What has waited so long is in no cache any more: every value lives one TTL from before it was read, and a transaction
-# that has begun with the row ends within `transaction_timeout`, which is no more than the other.
-KEPT: Final = timedelta(milliseconds=2 * TTL_MS_MAX)
 
 log = structlog.get_logger()
 invalidations_drained_total = Counter(
@@ -62,29 +59,38 @@ CROSS JOIN LATERAL (SELECT * FROM {table} i WHERE i.slice = s.slice ORDER BY i.p
 
 @dataclass(frozen=True, slots=True)
 class Invalidations:
-    """The table of them that `service` writes to. A `Queue`."""
+    """The table `<owner>.invalidations`, written by whom `Wake` calls `owner`. A `Queue`.
 
-    service: str
-    name: str
-    table: str
-    oldest_sql: str
-    read: Statement
-    delete: Statement
+    What has waited for `kept` is in no cache any more: every value lives one TTL from before it was read, and a
+    transaction that has begun with the row ends within `transaction_timeout`, which is no more than the other.
+    """
+
+    owner: str
+    kept: timedelta = field(init=False)
+    oldest_sql: str = field(init=False)
+    read: Statement = field(init=False)
+    delete: Statement = field(init=False)
+
+    def __post_init__(self) -> None:
+        ttl_ms_max = max(kind.ttl_ms for kind in KINDS.values() if kind.prefix.startswith(f"{self.owner}:"))
+        object.__setattr__(self, "kept", timedelta(milliseconds=2 * ttl_ms_max))
+        object.__setattr__(self, "oldest_sql", _OLDEST.format(table=self.table))
+        for member, sql in (("read", _READ), ("delete", _DELETE)):
+            label = f"{self.owner}_invalidations_{member}"
+            object.__setattr__(self, member, db.statement(label, sql.format(table=self.table), TYPES))
+
+    @property
+    def name(self) -> str:
+        """In metrics, and in `relay.slices`."""
+        return self.table
+
+    @property
+    def table(self) -> str:
+        """With its schema."""
+        return f"{self.owner}.invalidations"
 
 
-def _of(service: str) -> Invalidations:
-    table = f"{service}.invalidations"
-    return Invalidations(
-        service=service,
-        name=table,
-        table=table,
-        oldest_sql=_OLDEST.format(table=table),
-        read=db.statement(f"{service}_invalidations_read", _READ.format(table=table), TYPES),
-        delete=db.statement(f"{service}_invalidations_delete", _DELETE.format(table=table), TYPES),
-    )
-
-
-INVALIDATIONS: Final = (_of("orders"), _of("customers"))
+INVALIDATIONS: Final = tuple(map(Invalidations, ("orders", "customers", "catalog")))
 
 
 class Drain:
@@ -138,7 +144,7 @@ class Drain:
         self._lease.under_way |= set(slices)
         try:
             rows = await self._database.rows(self._queue.read, slices=slices, rows=self._rows_per_slice)
-            kept_from = datetime.now(UTC) - KEPT
+            kept_from = datetime.now(UTC) - self._queue.kept
             old = [row for row in rows if self._cache is None or row["created_at"] < kept_from]
             due = [row for row in rows if self._cache is not None and row["created_at"] >= kept_from]
             await self._delete(old, "dropped")

@@ -41,14 +41,14 @@ async def relaying(
     Gives the tasks that do it. None of them ends by itself: one that does has failed in a way nobody foresaw.
     """
     cache = caches.cache(settings.cache_at, failures=CACHE_FAILURES)
-    # One connection for each lane and each table of invalidations, one to look, one to renew leases.
-    size_max = LANES * len(outboxes) + len(INVALIDATIONS) + 2
-    database = Database(settings.postgres_url, application_name=PROCESS, size_min=0, size_max=size_max)
+    # One connection for each lane, one for each table of invalidations, one to look, one to renew leases.
+    connections = LANES * len(outboxes) + len(INVALIDATIONS) + 2
+    database = Database(settings.postgres_url, application_name=PROCESS, size_min=0, size_max=connections)
     await database.open()
     name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
     alarms: dict[Queue, Alarm] = {outbox: Alarm(settings.valkey_url, outbox.name) for outbox in outboxes}
-    for table in INVALIDATIONS:
-        alarms[table] = Alarm(settings.valkey_url, table.service)  # where a service calls for its outbox, if it has one
+    for queue in INVALIDATIONS:
+        alarms[queue] = Alarm(settings.valkey_url, queue.owner)  # rung by those who write to the outbox, too
     leases = Leases(
         database, name, list(alarms), lease_seconds=settings.lease_seconds, beat_seconds=settings.beat_seconds
     )
@@ -66,9 +66,10 @@ async def relaying(
         ).run()
         for outbox in outboxes
     }
-    for table in INVALIDATIONS:
-        drain = Drain(table, database, leases, alarms[table], cache, rows_per_slice=settings.batch_rows_per_slice)
-        works[table.name] = drain.run()
+    for queue in INVALIDATIONS:
+        works[queue.name] = Drain(
+            queue, database, leases, alarms[queue], cache, rows_per_slice=settings.batch_rows_per_slice
+        ).run()
     works["watch"] = watch(alarms, database, leases, poll_seconds=settings.poll_seconds_max)
     for alarm in alarms.values():
         alarm.start()

@@ -10,6 +10,7 @@ import httpx
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped] # it ships no types
 
 from services.cli.openapi import Api
+from services.common import ndjson
 from tests.contracts import events
 
 Json = dict[str, Any]
@@ -66,9 +67,11 @@ class Description:
         else:
             ((media_type, content),) = described["content"].items()
             assert response.headers["content-type"] == media_type, where
-            body = response.json()
+            lines = response.content.splitlines() if media_type == ndjson.MEDIA_TYPE else [response.content]
+            for line in lines:
+                body = json.loads(line)
+                self.validate(content["schema"], body, where)
             code = body.get("code", "")
-            self.validate(content["schema"], body, where)
             for event in body["data"] if where == "get_events 200" else ():
                 events.check(event)
             if response.status_code >= 400:

@@ -82,6 +82,8 @@ REFUSED = {
     "replace_address": f"{OWN}|{BODY}|404 not_found|422 invalid"
     "|409 address_retired too_many_addresses request_in_progress",
     "retire_address": f"{OWN}|404 not_found|409 request_in_progress",
+    "put_products": "401 unauthenticated|403 scope_missing|415 media_type|503 unavailable",
+    "search_products": "422 invalid|503 unavailable",
     "get_health": "",
     "get_readiness": "503 unavailable",
 }
@@ -93,7 +95,7 @@ READ_HEADERS = {
     "adjust_stock": {"Idempotency-Key"},
     **{f"{command}_order": {"Idempotency-Key", "If-Match"} for command in ("cancel", "ship", "deliver", "return")},
     "get_order": {"If-None-Match"},
-    "get_product": {"If-None-Match"},
+    **{operation: {"If-None-Match"} for operation in ("get_product", "list_products", "search_products")},
     "put_product": {"If-Match", "If-None-Match"},
     "get_profile": {"If-None-Match"},
     "change_profile": {"If-Match"},

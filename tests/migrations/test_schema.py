@@ -142,6 +142,7 @@ PROCESSES = ("orders_maintenance", "orders_projector")  # that change orders as 
 
 # Everything a process may do to a table; what is not here is refused.
 GRANTS = {
+    ("catalog_api", "catalog.invalidations"): {"INSERT"},
     ("catalog_api", "catalog.outbox"): {"INSERT"},
     ("catalog_api", "catalog.products"): {"SELECT", "INSERT", "UPDATE"},
     ("customers_api", "customers.addresses"): {"SELECT", "INSERT", "UPDATE", "DELETE"},
@@ -185,6 +186,7 @@ GRANTS = {
     ("orders_reports", "orders.orders_by_status"): {"SELECT"},
     ("orders_reports", "orders.sales_daily"): {"SELECT"},
     ("orders_reports", "orders.sales_daily_product"): {"SELECT"},
+    ("outbox_relay", "catalog.invalidations"): {"SELECT", "DELETE"},
     ("outbox_relay", "catalog.outbox"): {"SELECT", "DELETE"},
     ("outbox_relay", "customers.invalidations"): {"SELECT", "DELETE"},
     ("outbox_relay", "orders.invalidations"): {"SELECT", "DELETE"},

@@ -1,15 +1,24 @@
 """Products are read by anybody, and may be kept for a minute."""
 
-import asyncio
-import base64
-from typing import Any
-from uuid import UUID
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+from typing import TypeAlias
 
+import asyncpg
 import pytest
 
-from services.common import ids
-from tests.catalog import Catalogue, new_product_id
-from tests.contracts.description import refused
+from services.catalog.settings import CatalogSettings
+from services.common import caches
+from services.common.cache import breaker
+from services.relay.settings import RelaySettings
+from tests.catalog import Catalogue, new_product_id, opened_catalogue
+from tests.conftest import UNUSED_KAFKA, AsRole
+from tests.contracts.description import Description, refused
+from tests.integration.catalog.test_bulk import line, send
+from tests.integration.relay.conftest import eventually, relaying
+
+Owner: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 SHARED = "public, max-age=60, stale-while-revalidate=300"
 
@@ -40,76 +49,83 @@ async def test_refusals_are_nobody_elses_to_keep(catalogue: Catalogue) -> None:
         assert response.headers["cache-control"] == "private, no-store"
 
 
-async def _walk(catalogue: Catalogue, limit: int) -> list[str]:
-    """The ids of all pages."""
-    found: list[str] = []
-    params: dict[str, Any] = {"limit": limit}
-    while True:
-        response = await catalogue.get("/v1/products", **params)
-        assert (response.status_code, response.headers["cache-control"]) == (200, SHARED), response.text
-        page = response.json()
-        assert len(page["data"]) <= limit
-        found += [product["product_id"] for product in page["data"]]
-        if page["next_cursor"] is None:
-            return found
-        assert len(page["data"]) == limit
-        params["cursor"] = page["next_cursor"]
-
-
-async def test_no_products_are_an_empty_page(catalogue: Catalogue) -> None:
-    assert (await catalogue.get("/v1/products")).json() == {"data": [], "next_cursor": None}
-
-
-@pytest.mark.parametrize("limit", [1, 2, 3, 6, 7, 100])
-async def test_pages_give_every_product_once_in_the_order_of_ids(catalogue: Catalogue, limit: int) -> None:
-    made = [await catalogue.created() for _ in range(6)]
-    assert await _walk(catalogue, limit) == sorted(made)
-
-
-async def test_a_page_shows_products_as_they_are_alone_and_20_unless_told(catalogue: Catalogue) -> None:
-    made = await asyncio.gather(*(catalogue.created() for _ in range(21)))
-    page = (await catalogue.get("/v1/products")).json()
-    assert [product["product_id"] for product in page["data"]] == sorted(made)[:20]
-    assert page["data"][3] == (await catalogue.get(f"/v1/products/{sorted(made)[3]}")).json()
-
-
-async def test_what_was_there_is_walked_once_while_others_come(catalogue: Catalogue) -> None:
-    made = {await catalogue.created() for _ in range(15)}
-    done = asyncio.Event()
-
-    async def keep_inserting() -> None:
-        number = 0
-        while not done.is_set():
-            number += 1  # in front, among and behind those that are walked
-            first = (b"\x00", b"\x01", b"\xff")[number % 3]
-            product_id = ids.to_text(UUID(bytes=first + number.to_bytes(15)))
-            assert (await catalogue.put(product_id)).status_code == 201
-
-    inserting = asyncio.create_task(keep_inserting())
-    walked = await _walk(catalogue, 2)
-    done.set()
-    await inserting
-    assert len(walked) == len(set(walked))
-    assert walked == sorted(walked)
-    assert made <= set(walked)
-
-
-async def test_a_cursor_that_is_not_ours_is_refused(catalogue: Catalogue) -> None:
-    for _ in range(2):
-        await catalogue.created()
-    cursor = (await catalogue.get("/v1/products", limit=1)).json()["next_cursor"]
-    raw = bytearray(base64.urlsafe_b64decode(cursor))
-    raw[3] ^= 1
-    for wrong in ("", "x", cursor[:-1], cursor + "AAAA", base64.urlsafe_b64encode(raw).decode(), "é", "\x00", "A" * 32):
-        assert refused(await catalogue.get("/v1/products", cursor=wrong)) == "400 bad_cursor", wrong
-    assert (await catalogue.get("/v1/products", cursor=cursor)).status_code == 200
-
-
-async def test_parameters_that_are_none_are_invalid(catalogue: Catalogue) -> None:
-    for params in ({"limit": 0}, {"limit": 101}, {"limit": "x"}, {"limit": ""}, {"offset": 1}):
-        assert refused(await catalogue.get("/v1/products", **params)) == "422 invalid", params
-
-
 async def test_the_process_says_that_it_lives_and_is_ready(catalogue: Catalogue) -> None:
     assert (await catalogue.get("/healthz")).json() == {"status": "ok"}
     assert (await catalogue.get("/readyz")).json() == {"status": "ok", "warnings": []}
+
+
+@pytest.fixture
+async def cached(
+    catalog_settings: CatalogSettings,
+    issuer: tuple[Path, str],
+    owner: Owner,
+    description: Description,
+    monkeypatch: pytest.MonkeyPatch,
+) -> AsyncIterator[Catalogue]:
+    """A catalogue that reads through the cache. A machine that is slow just now is no cache that is away."""
+    monkeypatch.setattr(caches, "breaker", partial(breaker, call_seconds=5.0))
+    settings = catalog_settings.model_copy(update={"cache_url": None})
+    async with opened_catalogue(settings, issuer[0], owner) as opened:
+        opened.client.event_hooks["response"].append(description.check)
+        yield opened
+
+
+async def _read(catalogue: Catalogue, product_id: str, **headers: str) -> tuple[str, int, str]:
+    """Where the answer came from, its status and its ETag."""
+    response = await catalogue.get(f"/v1/products/{product_id}", headers=headers)
+    assert ("age" in response.headers) == (response.headers["x-cache"] == "hit")
+    assert response.headers["cache-control"] == SHARED
+    return response.headers["x-cache"], response.status_code, response.headers["etag"]
+
+
+async def test_a_product_is_read_from_the_cache_until_it_is_put(cached: Catalogue) -> None:
+    product_id = await cached.created()
+    assert await _read(cached, product_id) == ("miss", 200, '"1"')
+    assert await _read(cached, product_id) == ("hit", 200, '"1"')
+    assert await _read(cached, product_id, **{"If-None-Match": '"1"'}) == ("hit", 304, '"1"')
+    assert (await cached.put(product_id)).status_code == 200, "the same again: nothing is replaced"
+    assert await _read(cached, product_id) == ("hit", 200, '"1"')
+    changed = await cached.change(product_id, 1, price=5)
+    assert await _read(cached, product_id, **{"If-None-Match": '"1"'}) == ("miss", 200, '"2"')
+    shown = await cached.get(f"/v1/products/{product_id}")
+    assert (shown.headers["x-cache"], shown.content) == ("hit", changed.content)
+
+
+async def test_a_product_is_read_from_the_cache_until_a_bulk_replaces_it(cached: Catalogue) -> None:
+    same, other = await cached.created(), await cached.created()
+    for product_id in (same, other):
+        assert [await _read(cached, product_id) for _ in range(2)][1] == ("hit", 200, '"1"')
+    await send(cached, line(same) + line(other, price=5))
+    assert await _read(cached, same) == ("hit", 200, '"1"')
+    assert await _read(cached, other) == ("miss", 200, '"2"')
+
+
+async def test_that_a_product_is_missing_is_not_kept(cached: Catalogue) -> None:
+    product_id = new_product_id()
+    for _ in range(2):
+        assert refused(await cached.get(f"/v1/products/{product_id}")) == "404 not_found"
+    assert (await cached.put(product_id)).status_code == 201
+    assert await _read(cached, product_id) == ("miss", 200, '"1"')
+
+
+async def test_without_a_cache_the_database_answers(catalogue: Catalogue) -> None:
+    product_id = await catalogue.created()
+    for _ in range(2):
+        assert await _read(catalogue, product_id) == ("bypass", 200, '"1"')
+
+
+async def test_what_a_writer_could_not_tell_the_cache_the_relay_does(
+    cached: Catalogue, catalogue: Catalogue, owner: Owner, as_role: AsRole, valkey_url: str
+) -> None:
+    product_id = await cached.created()
+    assert [await _read(cached, product_id) for _ in range(2)][1] == ("hit", 200, '"1"')
+    assert (await catalogue.change(product_id, 1, price=5)).status_code == 200  # by one that has no cache
+    assert await _read(cached, product_id) == ("hit", 200, '"1"')
+    settings = RelaySettings(postgres_url=as_role("outbox_relay"), valkey_url=valkey_url, kafka_url=UNUSED_KAFKA)
+    async with relaying(settings):
+
+        async def told() -> bool:
+            return not await owner.fetchval("SELECT count(*) FROM catalog.invalidations")
+
+        await eventually(told, "told and deleted")
+    assert await _read(cached, product_id) == ("miss", 200, '"2"')

@@ -47,7 +47,7 @@ async def test_it_tells_what_waits_and_which_relay_has_how_many_slices(
     assert (catalog["outbox"], catalog["waiting"], catalog["oldest_at"]) == ("catalog", 0, None)
     assert (payments["outbox"], payments["waiting"], payments["oldest_at"]) == ("payments", 0, None)
     waiting = [(one["outbox"], one["waiting"]) for one in invalidations]
-    assert waiting == [("orders.invalidations", 1), ("customers.invalidations", 0)]
+    assert waiting == [("orders.invalidations", 1), ("customers.invalidations", 0), ("catalog.invalidations", 0)]
     async with relaying(settings):
 
         async def carried() -> bool:
