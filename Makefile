@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LINTER := infra/asyncapi/node_modules/.package-lock.json
 
-.PHONY: help setup demo up test check lint types imports fmt openapi asyncapi states tools lock clean
+.PHONY: help setup demo up test check lint types imports fmt openapi asyncapi states edge adopt tools lock clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +58,12 @@ asyncapi: setup ## release the schemas of events into docs/events, if that break
 
 states: setup ## write docs/states.md, the life of an order as the code has it
 	$(BIN)/python -m services.cli.states
+
+edge: setup ## write the configuration of the edge and the table of docs/edge.md, from docs/openapi*.json and its policy
+	$(BIN)/python -m services.cli.edge
+
+adopt: setup ## write into docs/adopt.md what each of its slices consists of
+	$(BIN)/python -m services.cli.adopt
 
 tools: ## build the servers that only some tests start: stripe-mock and Toxiproxy (needs Go)
 	@infra/tools/install

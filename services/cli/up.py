@@ -6,7 +6,7 @@ import secrets
 import sys
 import uuid
 from collections.abc import Coroutine
-from typing import Any
+from typing import Annotated, Any
 
 import asyncpg
 import typer
@@ -27,14 +27,16 @@ FIRST_SEED = 0  # so that `orders seed`, which begins with 1, finds its own not 
 console = Console(stderr=True)
 
 
-def up() -> None:
+def up(
+    edge: Annotated[bool, typer.Option("--edge", help="with nginx, as the machine has it, before the APIs")] = False,
+) -> None:
     """Start everything, and keep it running until Ctrl-C.
 
     PostgreSQL, Valkey and Kafka are embedded unless ORDERS_POSTGRES_URL, ORDERS_VALKEY_URL or ORDERS_KAFKA_URL name
     others. State is kept in ORDERS_HOME (.local); ORDERS_PORT_BASE (8000) moves all ports. What dies is restarted.
     """
     log.configure("orders-up", "INFO")
-    run(_up(StackSettings()))
+    run(_up(StackSettings(), edge=edge))
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
@@ -46,9 +48,9 @@ def run(main: Coroutine[Any, Any, None]) -> None:
         raise typer.Exit(1) from None
 
 
-async def _up(settings: StackSettings) -> None:
+async def _up(settings: StackSettings, *, edge: bool) -> None:
     with stop_on_signals():
-        async with Stack(settings, prepare=prepare) as stack:
+        async with Stack(settings, edge=edge, prepare=prepare) as stack:
             await greet(stack)
             await asyncio.Event().wait()
 
@@ -81,6 +83,7 @@ async def greet(stack: Stack) -> None:
     bearer = minted(stack.settings, sub=str(buyer), scope="orders:read orders:write", hours=1)
     product = await any_product(stack.addresses.postgres)
     body = json.dumps({"currency": "USD", "items": [{"product_id": product, "quantity": 1}]})
+    edge = f"   Edge: {stack.endpoints['edge']}" if "edge" in stack.endpoints else ""
     auth = f"-H 'Authorization: Bearer {bearer}'"
     sys.stdout.write(
         "\nReady. Place an order, list your orders, look at the stock:\n\n"
@@ -88,6 +91,6 @@ async def greet(stack: Stack) -> None:
         f" -H 'Idempotency-Key: {secrets.token_hex(8)}' -d '{body}'\n\n"
         f"curl -s {orders}/v1/orders {auth}\n\n"
         f"curl -s {orders}/v1/inventory/{product} {auth}\n\n"
-        f"Documentation: {orders}/docs   Events: orders tail   Stop: Ctrl-C\n"
+        f"Documentation: {orders}/docs   Events: orders tail{edge}   Stop: Ctrl-C\n"
     )
     sys.stdout.flush()

@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from email.utils import formatdate
 from functools import cache
 from typing import Any, Final, Literal, TypeVar
 from urllib.parse import quote
@@ -182,10 +183,15 @@ def if_match_version(header: str | None) -> int | None:
 
 def none_match(header: str | None, version: int) -> bool:
     """Whether `If-None-Match` (RFC 9110, section 13.1.2, weak comparison) holds a tag other than the version's."""
+    return if_changed(header, etag(version))
+
+
+def if_changed(header: str | None, tag: str) -> bool:
+    """Whether `If-None-Match` names neither this entity tag nor any."""
     if header is None:
         return True
-    tags = {tag.strip().removeprefix("W/") for tag in header.split(",")}
-    return "*" not in tags and etag(version) not in tags
+    tags = {one.strip().removeprefix("W/") for one in header.split(",")}
+    return "*" not in tags and tag not in tags
 
 
 def etag(version: int) -> str:
@@ -389,6 +395,8 @@ def _headers(response: Response, request_id: str, timings: metrics.Timings) -> l
     ]
     for name, _ in response.raw_headers:
         if name == b"cache-control":
+            # Who keeps it, and whoever gets it from there, tells its age by this (RFC 9111, section 4.2.3).
+            common.append((b"date", formatdate(usegmt=True).encode()))
             return common
     common.append((b"cache-control", b"private, no-store"))
     return common

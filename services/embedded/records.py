@@ -36,8 +36,8 @@ class Record:
         try:
             process = psutil.Process(self.pid)
             same = abs(process.create_time() - self.created) < _CLOCK_SECONDS
-            # a script's command line begins with its interpreter
-            ours = process.cmdline()[-len(self.argv) :] == self.argv
+            # a script's command line begins with its interpreter; nginx's becomes one title, padded with blanks
+            ours = " ".join(process.cmdline()).rstrip().endswith(" ".join(self.argv))
         except psutil.Error:
             return None
         return process if same and ours and process.status() != psutil.STATUS_ZOMBIE else None

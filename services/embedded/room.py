@@ -9,7 +9,7 @@ import psutil
 
 from services.embedded.errors import StackError
 from services.embedded.program import Part
-from services.embedded.settings import HOST, KAFKA, KAFKA_CONTROLLER, METRICS, PAYMENTS, POSTGRES, VALKEY
+from services.embedded.settings import EDGE, HOST, KAFKA, KAFKA_CONTROLLER, METRICS, PAYMENTS, POSTGRES, VALKEY
 
 
 def check_space(home: Path, min_free_bytes: int) -> None:
@@ -34,7 +34,7 @@ def check_ports(part: Part) -> None:
 
 def free_port_base() -> int:
     """A port base with nobody on any port that follows from it: for stacks that come and go, as tests and demos do."""
-    offsets = [*range(PAYMENTS + 1), POSTGRES, VALKEY, KAFKA, KAFKA_CONTROLLER, *range(METRICS, METRICS + 20)]
+    offsets = [*range(PAYMENTS + 1), EDGE, POSTGRES, VALKEY, KAFKA, KAFKA_CONTROLLER, *range(METRICS, METRICS + 20)]
     while True:
         # Below the ports the kernel hands out to clients (32768 on Linux), one of which could come in between.
         base = 10_000 + secrets.randbelow(21_000)

@@ -9,6 +9,7 @@ HOST = "127.0.0.1"  # a development stack trusts whoever reaches it, so nothing 
 
 # Offsets from the port base. The base's own neighbours are for people, the rest mirror the servers' usual ports.
 ORDERS, CATALOG, CUSTOMERS, REALTIME, ISSUER, SANDBOX, PAYMENTS = range(7)
+EDGE = 80
 POSTGRES = 1032
 VALKEY = 1079
 KAFKA = 1092

@@ -13,6 +13,7 @@ import structlog
 from services.embedded import records
 from services.embedded.addresses import Addresses
 from services.embedded.child import Child
+from services.embedded.edge import Edge, nginx
 from services.embedded.errors import StackError, from_system
 from services.embedded.inspection import inspection_url
 from services.embedded.kafka import Kafka
@@ -32,6 +33,7 @@ class Stack:
     """`async with Stack(settings) as stack`: inside all of it serves and what dies comes back, outside nothing is left.
 
     StackError when it cannot start; then nothing is left either. Needs asyncio's own event loop.
+    With `edge`, nginx before the processes; it is the machine's.
     What dies before it has lived for `healthy_seconds` is started ever later: who kills on purpose says less.
     """
 
@@ -40,6 +42,7 @@ class Stack:
         settings: StackSettings,
         *,
         processes: Sequence[Process] = PROCESSES,
+        edge: bool = False,
         prepare: "Callable[[Stack], Awaitable[None]] | None" = None,
         durable: bool = True,
         healthy_seconds: float = HEALTHY_SECONDS,
@@ -58,6 +61,7 @@ class Stack:
             for process in processes
             if not {"issuer": settings.issuer_url, "provider": settings.provider_url}.get(process.endpoint or "")
         ]
+        self._edges = [Edge.of(settings)] if edge else []
         self._prepare = prepare
         self._healthy_seconds = healthy_seconds
         self._children: dict[str, Child] = {}
@@ -107,8 +111,11 @@ class Stack:
         self._ending.enter_context(records.only_supervisor(home))
         check_space(home, self.settings.min_free_bytes)
         await records.end_former(home)
-        for process in self._processes:
-            check_ports(process)  # before minutes of preparation
+        ours: list[Part] = [*self._processes, *self._edges]
+        for part in ours:  # before minutes of preparation
+            check_ports(part)
+        if self._edges:
+            nginx()
         servers = [*([self._postgres] if self._postgres else []), *self._others]
         self._ending.push_async_callback(self._stop, servers)
         await _together(self._run(server) for server in servers)
@@ -120,6 +127,9 @@ class Stack:
         for process in self._processes:
             self._ending.push_async_callback(self._stop, [process])
         await _together(self._run(process) for process in self._processes)
+        for edge in self._edges:
+            self._ending.push_async_callback(self._stop, [edge])
+            await self._run(edge)
         self.endpoints = self._described(inspection)
         self._ending.callback((home / "endpoints.json").unlink, missing_ok=True)
         records.write_json(home / "endpoints.json", self.endpoints)
@@ -151,6 +161,7 @@ class Stack:
         """The content of endpoints.json: what exists, nothing else."""
         return {
             **{part.process.endpoint: part.url for part in self._processes if part.process.endpoint},
+            **{edge.name: edge.url for edge in self._edges},
             "metrics": {part.name: part.metrics_url for part in self._processes if part.metrics_port},
             **({"postgres": inspection} if inspection else {}),
             "valkey": self.addresses.valkey,

@@ -6,13 +6,13 @@ from typing import Final
 from fastapi import Request, Response
 
 from services.common.auth import Claims
-from services.common.errors import unavailable
+from services.common.errors import not_found, unavailable
 from services.common.follower import Follower
-from services.common.http import JsonResponse
+from services.common.http import JsonResponse, if_changed
 from services.common.websocket import Close, Connection
 from services.realtime.backlog import Backlog
 from services.realtime.hub import Hub
-from services.realtime.page import HEADERS, PAGE
+from services.realtime.page import ASSET_HEADERS, ASSETS, PAGE, PAGE_ETAG, PAGE_HEADERS
 from services.realtime.status import Status
 from services.realtime.subscriber import Limits, Subscriber
 
@@ -54,9 +54,19 @@ class Context:
             subscriber.end(Close.RESTART, "Connect again, and subscribe after the last versions you have.")
 
 
-async def get_page(_: Request) -> Response:
+async def get_page(request: Request) -> Response:
     """GET /."""
-    return Response(PAGE, media_type="text/html; charset=utf-8", headers=HEADERS)
+    if not if_changed(request.headers.get("if-none-match"), PAGE_ETAG):
+        return Response(status_code=304, headers=PAGE_HEADERS)
+    return Response(PAGE, media_type="text/html; charset=utf-8", headers=PAGE_HEADERS)
+
+
+async def get_asset(request: Request) -> Response:
+    """GET /assets/{name}. 404 `not_found` for a name that no file has now."""
+    asset = ASSETS.get(request.path_params["name"])
+    if asset is None:
+        raise not_found()
+    return Response(asset.content, media_type=asset.media_type, headers=ASSET_HEADERS)
 
 
 async def get_health(_: Request) -> Response:

@@ -1,22 +1,55 @@
-"""The page that follows an order: one file, and a policy that lets it run its own script and nothing else."""
+"""The page that follows an order, with its script and its style, and a policy that lets it run these and nothing else.
 
-import base64
+Script and style are served under names that change with their content, so that whoever has one may keep it for ever;
+the page, which says these names, is asked for again each time.
+"""
+
 import hashlib
-import re
+from dataclasses import dataclass
 from importlib import resources
 from typing import Final
 
-PAGE: Final = resources.files(__package__).joinpath("page.html").read_bytes()
+
+@dataclass(frozen=True, slots=True)
+class Asset:
+    """A file under a name of its own content."""
+
+    content: bytes
+    media_type: str
 
 
-def _hashes(element: str) -> str:
-    found = re.findall(rb"<%b>(.*?)</%b>" % (element.encode(), element.encode()), PAGE, re.DOTALL)
-    return " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(one).digest()).decode()}'" for one in found)
+def hashed(name: str, content: bytes) -> str:
+    """`name` with 64 bits of the content's SHA-256: another content, another name."""
+    stem, _, kind = name.rpartition(".")
+    return f"{stem}.{hashlib.sha256(content).hexdigest()[:16]}.{kind}"
 
 
-# Content Security Policy 3. 'self' of connect-src is this gateway's WebSocket, too.
-HEADERS: Final = {
-    "Content-Security-Policy": f"default-src 'none'; script-src {_hashes('script')}; style-src {_hashes('style')};"
-    " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+def _read(name: str) -> bytes:
+    return resources.files(__package__).joinpath(name).read_bytes()
+
+
+_NAMES: Final = {name: hashed(name, _read(name)) for name in ("page.css", "page.js")}
+ASSETS: Final = {
+    _NAMES["page.css"]: Asset(_read("page.css"), "text/css; charset=utf-8"),
+    _NAMES["page.js"]: Asset(_read("page.js"), "text/javascript; charset=utf-8"),
+}
+
+
+def _page() -> bytes:
+    page = _read("page.html")
+    for name, of_content in _NAMES.items():
+        page = page.replace(b"{%b}" % name.encode(), f"assets/{of_content}".encode())
+    return page
+
+
+PAGE: Final = _page()
+PAGE_ETAG: Final = f'"{hashlib.sha256(PAGE).hexdigest()[:16]}"'
+PAGE_HEADERS: Final = {
+    "Cache-Control": "no-cache",  # it may be kept, and is asked for all the same
+    "ETag": PAGE_ETAG,
+    # Content Security Policy 3. 'self' of connect-src is this gateway's WebSocket, too.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self';"
+    " base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
 }
+ASSET_HEADERS: Final = {"Cache-Control": "public, max-age=31536000, immutable"}

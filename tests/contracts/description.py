@@ -17,7 +17,7 @@ Json = dict[str, Any]
 # Headers that are HTTP's own business and in no description; X-Content-Type-Options and Allow are for browsers and 405.
 UNDESCRIBED = {
     *("content-length", "content-type", "connection", "transfer-encoding", "x-content-type-options"),
-    *("accept", "accept-post", "accept-patch"),
+    *("accept", "accept-post", "accept-patch", "date"),
 }
 CODES_WITHOUT_OPERATION = {"not_found", "method_not_allowed"}
 

@@ -21,10 +21,14 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from websockets.asyncio.client import connect
+from websockets.typing import Subprotocol
 
 import services
 from services.common.stream import reading
 from services.contracts.envelope import CATALOG_TOPIC
+from services.embedded.edge import nginx
+from services.embedded.errors import StackError
 from services.embedded.program import answers
 from services.embedded.room import free_port_base
 from services.embedded.settings import KAFKA
@@ -75,7 +79,7 @@ class Home:
     def assert_nothing_is_left(self) -> None:
         """No process, no port, no lock, no record, no endpoints."""
         assert self.processes() == []
-        for offset in (0, 1, 2, 3, 4, 5, 6, 1032, 1079, 1092, 1093, *range(1100, 1108)):
+        for offset in (0, 1, 2, 3, 4, 5, 6, 80, 1032, 1079, 1092, 1093, *range(1100, 1108)):
             with socket.create_server(("127.0.0.1", self.port_base + offset)):
                 pass
         assert not (self.path / "endpoints.json").exists()
@@ -114,12 +118,12 @@ async def test_the_demo_takes_an_order_to_delivered_twice_and_leaves_nothing_run
 
 
 @asynccontextmanager
-async def _up(home: Home) -> AsyncIterator[tuple[dict[str, Any], str]]:
+async def _up(home: Home, *flags: str) -> AsyncIterator[tuple[dict[str, Any], str]]:
     """`orders up` in the foreground, with its endpoints and all it printed; then SIGTERM, which ends it cleanly."""
     printed, log = bytearray(), home.path.with_name("up.log")
     with log.open("ab") as output:
         process = await asyncio.create_subprocess_exec(
-            *(str(_ORDERS), "up"), env=home.environment, stdout=asyncio.subprocess.PIPE, stderr=output
+            *(str(_ORDERS), "up", *flags), env=home.environment, stdout=asyncio.subprocess.PIPE, stderr=output
         )
     assert process.stdout is not None
     try:
@@ -215,6 +219,36 @@ async def _the_cache_is_looked_into(home: Home) -> None:
     assert cached["waiting"] is not None
 
 
+def _with_nginx() -> tuple[str, ...]:
+    """The flag that starts an edge, where nginx is or has to be."""
+    try:
+        nginx()
+    except StackError:
+        return ("--edge",) if os.environ.get("REQUIRE_ALL") == "1" else ()
+    return ("--edge",)
+
+
+async def _an_order_is_followed_through_the_edge(
+    endpoints: dict[str, Any], order: dict[str, Any], headers: dict[str, str]
+) -> None:
+    if "edge" not in endpoints:
+        return
+    async with httpx.AsyncClient(base_url=endpoints["edge"]) as client:
+        said = [(await client.get("/v1/products")).headers["cache-status"] for _ in range(2)]
+        assert said == ["edge; fwd=uri-miss", "edge; hit"]
+        assert (await client.get(f"/v1/orders/{order['order_id']}", headers=headers)).json() == order
+        page = (await client.get("/")).text
+        for name in re.findall(r'(?:href|src)="([^"]+)"', page):
+            assert "immutable" in (await client.get(f"/{name}")).headers["cache-control"]
+    token = headers["Authorization"].removeprefix("Bearer ")
+    protocols = [Subprotocol("orders.v1"), Subprotocol(f"bearer.{token}")]
+    url = endpoints["edge"].replace("http", "ws") + "/v1/stream"
+    async with asyncio.timeout(20), connect(url, subprotocols=protocols) as socket:
+        await socket.send(json.dumps({"subscribe": {"order_id": order["order_id"], "after_version": 0}}))
+        assert "subscribed" in json.loads(await socket.recv())
+        assert json.loads(await socket.recv())["type"] == "order.placed"
+
+
 async def test_up_serves_what_it_prints_stops_on_sigterm_and_keeps_its_data(home: Home) -> None:
     async with _up(home) as (endpoints, printed):
         base = home.port_base
@@ -278,8 +312,9 @@ async def test_up_serves_what_it_prints_stops_on_sigterm_and_keeps_its_data(home
         assert {line["order_id"] for line in lines} == {order["order_id"], second.json()["order_id"]}
         assert [line for line in lines if line["order_id"] == order["order_id"]] == events
 
-    async with _up(home) as (again, _):
-        assert again == endpoints
+    async with _up(home, *_with_nginx()) as (again, _):
+        assert {name: url for name, url in again.items() if name != "edge"} == endpoints
+        await _an_order_is_followed_through_the_edge(again, order, headers)
         async with httpx.AsyncClient(base_url=again["orders"], headers=headers) as client:
             assert (await client.get(f"/v1/orders/{order['order_id']}")).json() == order
             replay = await client.post("/v1/orders", json=body, headers={"Idempotency-Key": "e2e"})

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from services.embedded import edge
 from services.embedded.errors import StackError, from_log
 from services.embedded.processes import Process
 from services.embedded.settings import StackSettings
@@ -139,3 +140,18 @@ def test_a_missing_wheel_is_named_with_what_to_set_instead(
     assert "missing" in done.stderr
     assert instead in done.stderr
     assert "Traceback" not in done.stderr
+
+
+async def test_an_edge_without_nginx_is_refused_before_anything_starts(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setattr(edge, "_SYSTEM_DIRECTORIES", "/nonexistent")
+    settings = make()
+    with pytest.raises(StackError) as refused:
+        async with Stack(settings, processes=(), edge=True, durable=False):
+            pytest.fail("it started")
+    assert str(refused.value) == (
+        "there is no nginx for the edge. Install it (apt-get install nginx), or leave out --edge."
+    )
+    assert not (settings.home / "log").exists(), "no server was begun"
