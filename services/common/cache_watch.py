@@ -62,6 +62,7 @@ class Watch:
         self._said: str | None = None
         self._pause = PAUSE_SECONDS_MIN
         self._task: asyncio.Task[None] | None = None
+        self._closing = False
 
     @property
     def started(self) -> bool:
@@ -74,6 +75,7 @@ class Watch:
 
     async def close(self) -> None:
         """Nothing runs and no connection is open."""
+        self._closing = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -98,8 +100,7 @@ class Watch:
                 await self._follow()
             except Exception as error:  # noqa: BLE001  whatever it is, it is told, and tried again
                 self._failed(error.exceptions[0] if isinstance(error, ExceptionGroup) else error)
-            # Told to end while something failed, a TaskGroup raises the failure alone.
-            if (this := asyncio.current_task()) is not None and this.cancelling():
+            if self._closing:  # told to end while something failed, a TaskGroup raises the failure alone
                 return
             await asyncio.sleep(self._pause)
             self._pause = min(self._pause * 2, PAUSE_SECONDS_MAX)
