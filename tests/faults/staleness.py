@@ -1,7 +1,8 @@
 """How long an answer that was replaced is still given: acknowledged writes held against every answer.
 
 An answer is stale when it was sent for after a newer version had been acknowledged. The age of a write at a process is
-the time from its acknowledgement until the last stale answer there was received, 0 when there was none.
+the time from its acknowledgement until the last stale answer there was received, 0 when there was none. Bounds are held
+against when it was asked for: how long an answer then took is another matter.
 """
 
 import math
@@ -59,6 +60,7 @@ class Staleness:
     outcomes: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))  # by process
     answers: Counter[str] = field(default_factory=Counter)  # by kind
     stale: Counter[str] = field(default_factory=Counter)  # by kind
+    asked_after: dict[str, float] = field(default_factory=lambda: defaultdict(float))  # seconds, the longest, by kind
     backwards: int = 0  # answers older than the last one of the same process
 
     def acknowledged(self, thing: Thing, version: int, at: float) -> None:
@@ -80,6 +82,8 @@ class Staleness:
         self.stale[thing.kind] += bool(missed)
         for write in missed:
             write.stale_until[process] = answer.received_at
+            late = answer.sent_at - write.acknowledged_at
+            self.asked_after[thing.kind] = max(late, self.asked_after[thing.kind])
 
     def behind(self, thing: Thing) -> list[str]:
         """Processes that have not yet given the newest version, as it is kept or without a cache."""

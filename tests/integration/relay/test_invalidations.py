@@ -14,6 +14,7 @@ from services.common.cached import Entry, Key
 from services.common.invalidations import keys_of
 from services.contracts.cache import INVENTORY, ORDER
 from services.embedded.room import free_port_base
+from services.relay.invalidations import INVALIDATIONS
 from services.relay.settings import RelaySettings
 from tests.integration.relay.conftest import eventually, metric, relaying
 from tests.shop import Shop
@@ -112,7 +113,7 @@ async def test_rows_wait_for_a_dead_cache_and_are_dropped_once_no_cache_can_hold
     old = await owner.fetchval("SELECT max(position) FROM orders.invalidations")
     await owner.execute(
         "UPDATE orders.invalidations SET created_at = now() - $2::interval WHERE position = $1",
-        *(old + timedelta(seconds=1)),
+        *(old, INVALIDATIONS[0].kept + timedelta(seconds=1)),
     )
     dropped = metric("invalidations_drained_total", outcome="dropped")
     failed = metric("cache_invalidations_total", outcome="failed")
