@@ -101,7 +101,11 @@ async def get_product(request: Request) -> Response:
     """GET /v1/products/{product_id}."""
     at = context(request)
     answer = await reads.get_product(at.database, at.cache, _product_id(request))
-    return _shown(request, answer.entry.body, http.cached_headers(answer))
+    headers = http.cached_headers(answer)
+    # A shared cache counts its minute from when the origin vouches for an answer (RFC 9111, section 4.2.3). That is now,
+    # however long ago the database was read: with an Age most hits would be too old to be kept anywhere.
+    headers.pop("Age", None)
+    return _shown(request, answer.entry.body, headers)
 
 
 async def list_products(request: Request) -> Response:

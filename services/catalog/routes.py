@@ -57,7 +57,7 @@ _BULK: Final = Operation(
 _GET: Final = Operation(
     schemas.ProductAnswer,
     headers=(IF_NONE_MATCH,),
-    answer_headers=("ETag", "X-Cache", "Age"),
+    answer_headers=("ETag", "X-Cache"),
     refusals=UNAVAILABLE,
 )
 _LIST: Final = Operation(
