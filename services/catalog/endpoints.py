@@ -102,8 +102,8 @@ async def get_product(request: Request) -> Response:
     at = context(request)
     answer = await reads.get_product(at.database, at.cache, _product_id(request))
     headers = http.cached_headers(answer)
-    # A shared cache counts its minute from when the origin vouches for an answer (RFC 9111, section 4.2.3). That is now,
-    # however long ago the database was read: with an Age most hits would be too old to be kept anywhere.
+    # A shared cache counts its minute from when the origin vouches for an answer (RFC 9111, section 4.2.3): from now,
+    # however long ago the database was read. With an Age most hits would be too old to be kept anywhere.
     headers.pop("Age", None)
     return _shown(request, answer.entry.body, headers)
 
