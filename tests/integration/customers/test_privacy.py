@@ -66,9 +66,8 @@ async def process(
         "ORDERS_VALKEY_URL": customers_settings.valkey_url,
         "ORDERS_ISSUER_URL": customers_settings.issuer_url,
         "ORDERS_LOG_LEVEL": "DEBUG",
-        "ORDERS_METRICS_PORT": str(metrics_port),
     }
-    replica = Replica(0, free_port(), environment, tmp_path, name="customers-api")
+    replica = Replica(0, free_port(), environment, tmp_path, name="customers-api", metrics_port=metrics_port)
     await replica.start()
     yield replica
     await replica.ended()
