@@ -84,6 +84,13 @@ class Breaker:
         """`closed`, `half-open` or `open`."""
         return self._machine.current_state
 
+    @property
+    def left_alone(self) -> bool:
+        """Whether a call would not be made now: it is open, or its one probe is under way."""
+        if self.state == STATE_CLOSED:
+            return False
+        return self._probing or self._opened_at + self._reset_seconds > self._monotonic()
+
     async def call(self, function: Callable[[], Awaitable[T]]) -> T:
         """What `function` gives or raises. BreakerOpenError when it was not called, TimeoutError past the deadline."""
         probe = self._admit()

@@ -119,7 +119,7 @@ class Cache:
     async def _read(self, key: Key, load: Load, reader: str | None, min_version: int) -> Answer | None:
         least, away = min_version, False
         try:
-            value = await self._gets.ask(key)
+            value = await (self._called("get", _nothing) if self._breaker.left_alone else self._gets.ask(key))
         except _AwayError:
             away = True
         else:
@@ -200,6 +200,10 @@ class Cache:
         if now - self._said_at > SAY_SECONDS:
             self._said_at = now
             log.warning("cache.failed", part=part, error=f"{type(error).__name__}: {error}")
+
+
+async def _nothing() -> None:
+    """What is called where the breaker is sure to refuse: nobody is to wait in turn for a probe to end."""
 
 
 @cache
