@@ -80,6 +80,11 @@ class Breaker:
         breaker_failures_total.labels(name)
 
     @property
+    def name(self) -> str:
+        """Of the part."""
+        return self._name
+
+    @property
     def state(self) -> str:
         """`closed`, `half-open` or `open`."""
         return self._machine.current_state
@@ -142,6 +147,13 @@ class Breaker:
 
     def _opened(self) -> None:
         self._opened_at = self._monotonic()
+
+
+def degraded(*breakers: Breaker) -> list[str]:
+    """A sentence for each part that is left alone or has yet to show that it is back: for /readyz."""
+    return [
+        f"{breaker.name} does not answer: it is left alone" for breaker in breakers if breaker.state != STATE_CLOSED
+    ]
 
 
 class _Listener(CircuitBreakerListener):

@@ -153,9 +153,9 @@ class Member(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
         """It is fetched from `offset` on after a pause; the others go on meanwhile."""
         _, pause = self._again.get(partition, (0.0, PAUSE_SECONDS_MIN / 2))
         pause = min(pause * 2, PAUSE_SECONDS_MAX)
-        self._again[partition] = (time.monotonic() + pause, pause)
-        self._progress.waiting.add(partition)
-        self._progress.settled(partition, None)
+        at = time.monotonic() + pause
+        self._again[partition] = (at, pause)
+        self._progress.trying_again(partition, at)
         self._kafka.seek(partition, offset)
         self._kafka.pause(partition)
         consumer_failures_total.labels(part).inc()

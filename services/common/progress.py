@@ -61,11 +61,14 @@ class Progress:
         """`first` is the next to apply."""
         self._first[partition] = (first.offset, first.timestamp_ms)
 
-    def settled(self, partition: TopicPartition, last: Received | None) -> None:
-        """Something was done: all is applied up to and with `last`; None when it will be tried again."""
+    def trying_again(self, partition: TopicPartition, at: float) -> None:
+        """It failed and is tried again at `at`, of time.monotonic(): until then nothing is expected of it."""
+        self.waiting.add(partition)
+        self._alive_at[partition] = at
+
+    def settled(self, partition: TopicPartition, last: Received) -> None:
+        """Something was done: all is applied up to and with `last`."""
         self._alive_at[partition] = time.monotonic()
-        if last is None:
-            return
         end = self._kafka.highwater(partition)
         if end is not None and last.offset + 1 < end:
             self._first[partition] = (last.offset + 1, last.timestamp_ms)  # the next one is hardly younger

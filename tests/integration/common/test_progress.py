@@ -8,6 +8,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer
 
 from services.common.db import TransientError
+from services.common.member import PAUSE_SECONDS_MAX
 from services.common.progress import NoProgressError
 from services.common.stream import Received
 from tests.consuming import Group, metric
@@ -15,7 +16,7 @@ from tests.faults.waiting import eventually
 from tests.integration.common.conftest import Ledger, numbered
 from tests.product_events import publish
 
-STUCK_AFTER_SECONDS = 2.0
+STUCK_AFTER_SECONDS = PAUSE_SECONDS_MAX  # as short as a pause between two tries, which is no standstill
 
 
 async def test_a_handler_that_never_comes_back_ends_the_member(group: Group, topic: str) -> None:
