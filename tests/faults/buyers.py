@@ -49,6 +49,15 @@ class Asked:
         return dict(wanted)
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """An attempt that was told to come again, or met nobody (`status` 0), after so many seconds."""
+
+    status: int
+    retry_after: str | None
+    seconds: float
+
+
 @dataclass
 class Buyers:
     """They share a client and remember everything they asked for. `seen` counts what their attempts met."""
@@ -60,6 +69,7 @@ class Buyers:
     products: Sequence[str] = ()
     asked: list[Asked] = field(default_factory=list)
     seen: Counter[str] = field(default_factory=Counter)
+    refusals: list[Refusal] = field(default_factory=list)
 
     def token(self, scope: str = "orders:read orders:write", sub: str | None = None) -> str:
         """An access token."""
@@ -96,12 +106,14 @@ class Buyers:
         async def trace(event: str, _: object) -> None:
             asked.sent = asked.sent or event == "http11.send_request_body.complete"
 
+        asked_at = time.monotonic()
         try:
             response = await self.client.post(
                 url + asked.path, json=asked.body, headers=asked.headers, extensions={"trace": trace}
             )
         except httpx.TransportError as error:
             self.seen[type(error).__name__] += 1
+            self.refusals.append(Refusal(0, None, time.monotonic() - asked_at))
             return False
         self.seen[str(response.status_code)] += 1
         if response.status_code not in {200, 201}:
@@ -110,6 +122,8 @@ class Buyers:
                 self.asked.remove(asked)
                 raise OutdatedError(code)
             assert code in PASSING.get(response.status_code, ()), f"{response.status_code}: {response.text}"
+            told = response.headers.get("retry-after")
+            self.refusals.append(Refusal(response.status_code, told, time.monotonic() - asked_at))
             return False
         replayed = response.headers.get("idempotency-replayed") == "true"
         if asked.answer is None:

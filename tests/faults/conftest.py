@@ -24,9 +24,9 @@ REPLICAS = 4
 _FIRST_PORT = 10  # as an offset, past those of the stack's own processes
 
 
-async def migrated(stack: Stack) -> None:
-    """The schema is there, and the months."""
-    await asyncio.to_thread(migrate.upgrade, stack.addresses.postgres)
+async def migrated(stack: Stack, role_password: str | None = None) -> None:
+    """The schema is there, and the months. A password is what roles need that come by TCP."""
+    await asyncio.to_thread(migrate.upgrade, stack.addresses.postgres, role_password=role_password)
     connection = await asyncpg.connect(stack.addresses.postgres)
     await connection.execute(
         "SELECT orders.create_month((date_trunc('month', now()) + make_interval(months => ahead))::date)"

@@ -43,6 +43,7 @@ class Load:
     screens_url: str
     staff: str
     think_seconds: float
+    watched: float
     clients: list[asyncio.Task[None]] = field(default_factory=list)
     placed: int = 0
     versions: dict[str, int] = field(default_factory=dict)
@@ -63,7 +64,7 @@ class Load:
             order = await self.buyers.insist(self.buyers.placement(token=token, method=method), lambda: self.url)
             self.placed += 1
             self.versions[order["order_id"]] = 1
-            if method or (looks and chance.random() < WATCHED):
+            if method or (looks and chance.random() < self.watched):
                 await self._looked_at(order, token)
             else:
                 await self._advanced(order)
@@ -128,11 +129,14 @@ async def loaded(
     payers: int = 0,
     methods: Sequence[str] = (),
     looks: bool = False,
+    watched: float = WATCHED,
     think_seconds: float = THINK_SECONDS,
+    screens_url: str | None = None,
 ) -> AsyncIterator[Load]:
     """Clients, and payers with one of `methods` each time, are at work until `load.end()` or the end of the block.
 
-    With `looks` each has a screen with all of its orders, until the end of the block.
+    With `looks` each has a screen with all of its orders, until the end of the block, and so many of the orders on
+    account have one of their own, at `screens_url` when that is not the gateway itself.
     """
     owner = await asyncpg.connect(stack.addresses.postgres)
     products = await stock_up(owner, products=40, on_hand=1_000_000)
@@ -141,7 +145,8 @@ async def loaded(
         buyers = Buyers(stack.settings.home, stack.addresses.issuer, client, random.Random(SEED), products=products)
         where = stack.endpoints
         staff = buyers.token("orders:fulfil orders:read orders:read:any")
-        load = Load(buyers, str(where["orders"]), str(where["realtime"]), staff, think_seconds)
+        screens_url = screens_url or str(where["realtime"])
+        load = Load(buyers, str(where["orders"]), screens_url, staff, think_seconds, watched)
         tokens = [buyers.token() for _ in range(clients + payers)]
         load.own += [of_all(load.screens_url, token) for token in tokens if looks]
         screens = [group.create_task(screen.look()) for screen in load.own]

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from tests.faults.waiting import eventually
 
 _HOST = "127.0.0.1"
 _SILENCE_SECONDS = 4.0  # far over what a server on this machine takes to answer
+_SLOW = "SLOW"  # the name of a toxic
 _LIMIT_BYTES = 6  # of an answer; what is asked for has more
 
 
@@ -63,6 +65,27 @@ class Proxy:
             await self._ask("PATCH", "", enabled=True)
         else:
             await self._ask("DELETE", f"/toxics/{how.name}")
+
+    async def slow(self, seconds: float, jitter_seconds: float) -> None:
+        """Every answer comes late by so much, give or take the jitter, on open connections and on new ones."""
+        attributes = {"latency": round(1000 * seconds), "jitter": round(1000 * jitter_seconds)}
+        await self._ask("POST", "/toxics", name=_SLOW, type="latency", stream="downstream", attributes=attributes)
+
+    async def sped_up(self) -> None:
+        """It is no longer slow."""
+        await self._ask("DELETE", f"/toxics/{_SLOW}")
+
+    async def answer_seconds(self, request: bytes) -> float:
+        """How long the first byte of an answer takes, on a connection of its own. TimeoutError when there is none."""
+        reader, writer = await asyncio.open_connection(_HOST, self.listen)
+        try:
+            asked_at = time.monotonic()
+            writer.write(request)
+            async with asyncio.timeout(_SILENCE_SECONDS):
+                assert await reader.read(1), "an end instead of an answer"
+            return time.monotonic() - asked_at
+        finally:
+            writer.transport.abort()
 
     async def met(self, request: bytes) -> str:
         """What comes back to a client that asks `request` on a connection of its own: a `Cut`, or "an answer"."""
