@@ -9,11 +9,9 @@ from services.catalog import queries
 from services.catalog.endpoints import Context
 from services.catalog.routes import ROUTES, SCOPES
 from services.catalog.settings import CatalogSettings
-from services.common import caches, clock
+from services.common import clock
 from services.common.auth import TokenVerifier
-from services.common.db import Database
-from services.common.http import Application, Writes, build_app
-from services.common.outbox import Wake
+from services.common.http import Application, build_app
 from services.common.server import serve
 
 PROCESS = "catalog-api"
@@ -25,31 +23,10 @@ def create_app(settings: CatalogSettings, now: clock.Clock = clock.now) -> Appli
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        database = Database(
-            settings.postgres_url, application_name=PROCESS, size_max=settings.pool_size, settings=queries.SESSION
-        )
-        wake = Wake(settings.valkey_url, "catalog")
-        cache = caches.cache(settings.cache_at)
-        at = Context(
-            database=database,
-            cache=cache,
-            wake=wake,
-            writes=Writes(),
-            now=now,
-            degraded=lambda: [] if wake.healthy else ["valkey does not answer: events leave by polling"],
-        )
-        app.state.context = at
-        await database.open()
-        wake.start()
-        try:
+        async with Context(
+            PROCESS, settings, verifier, outbox="catalog", now=now, session=queries.SESSION
+        ) as app.state.context:
             yield
-        finally:
-            await at.writes.drain()
-            if cache is not None:
-                await cache.close()
-            await wake.close()
-            await database.close()
-            await verifier.aclose()
 
     return build_app(
         title="Catalogue",

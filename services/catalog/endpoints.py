@@ -1,7 +1,6 @@
 """HTTP only: parse, call one command or query, set headers. `routes` says which path each of these answers."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
 from typing import Final
 from uuid import UUID
 
@@ -14,13 +13,12 @@ from services.catalog.commands import Condition, Content, Result, Wanted, Writte
 from services.catalog.queries import Filters, Place
 from services.common import cursors, http, ids, ndjson
 from services.common.auth import Claims
-from services.common.cache import Cache
 from services.common.cached import Key
-from services.common.clock import Clock
-from services.common.db import Database, TransientError
+from services.common.db import TransientError
 from services.common.errors import invalid, not_found, unavailable
-from services.common.http import JsonResponse, Writes, parameters, parsed_json, read_body, validated
+from services.common.http import JsonResponse, parameters, parsed_json, read_body, validated
 from services.common.ndjson import StreamedLines
+from services.common.resources import Resources
 from services.contracts.cache import PRODUCT
 from services.contracts.catalog import Product
 
@@ -30,16 +28,8 @@ WRITE: Final = "catalog:write"
 SHARED: Final = {"Cache-Control": "public, max-age=60, stale-while-revalidate=300"}
 
 
-@dataclass(slots=True)
-class Context:
+class Context(Resources):
     """What the endpoints of this process work with."""
-
-    database: Database
-    cache: Cache | None
-    wake: Callable[[], None]
-    writes: Writes
-    now: Clock
-    degraded: Callable[[], list[str]] = list
 
 
 def context(request: Request) -> Context:
@@ -147,13 +137,11 @@ async def get_readiness(request: Request) -> Response:
 
 async def _tell(at: Context, written: Sequence[Written]) -> None:
     """Relay and cache know what was written. Never fails: the relay repeats what the cache could not hear."""
-    if any(one.result is not Result.UNCHANGED for one in written):
-        at.wake()
     stale = {
         Key(PRODUCT, one.product.product_id): one.product.version for one in written if one.result is Result.CHANGED
     }
-    if at.cache is not None and stale:
-        await at.cache.invalidate(stale)
+    if any(one.result is not Result.UNCHANGED for one in written):
+        await at.after_commit(stale)
 
 
 def _wanted(line: bytes) -> Wanted:

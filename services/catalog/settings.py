@@ -1,11 +1,7 @@
 """Settings of catalog-api."""
 
-from pydantic import Field
-
-from services.common.settings import ProcessSettings
+from services.common.settings import ApiSettings
 
 
-class CatalogSettings(ProcessSettings):
+class CatalogSettings(ApiSettings):
     """What catalog-api may be told."""
-
-    pool_size: int = Field(default=8, ge=1, le=200, description="connections of one process to PostgreSQL")

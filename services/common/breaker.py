@@ -92,9 +92,20 @@ class Breaker:
     @property
     def left_alone(self) -> bool:
         """Whether a call would not be made now: it is open, or its one probe is under way."""
+        return self.state != STATE_CLOSED and (self._probing or self.retry_after > 0)
+
+    @property
+    def retry_after(self) -> float:
+        """The seconds until a call may be worth a try: until the end of the window, or of the probe under way."""
         if self.state == STATE_CLOSED:
-            return False
-        return self._probing or self._opened_at + self._reset_seconds > self._monotonic()
+            return 0.0
+        until = self._probed_at + self._deadline_seconds if self._probing else self._opened_at + self._reset_seconds
+        return max(0.0, until - self._monotonic())
+
+    def rejected(self) -> BreakerOpenError:
+        """To be raised where a call is not made; it is counted."""
+        breaker_rejections_total.labels(self._name).inc()
+        return BreakerOpenError(self._name, self.retry_after)
 
     async def call(self, function: Callable[[], Awaitable[T]]) -> T:
         """What `function` gives or raises. BreakerOpenError when it was not called, TimeoutError past the deadline."""
@@ -121,16 +132,11 @@ class Breaker:
         """Whether the call is the probe. BreakerOpenError when it may not be made."""
         if self.state == STATE_CLOSED:
             return False
-        now = self._monotonic()
-        wait = (
-            self._probed_at + self._deadline_seconds if self._probing else self._opened_at + self._reset_seconds
-        ) - now
-        if self._probing or wait > 0:
-            breaker_rejections_total.labels(self._name).inc()
-            raise BreakerOpenError(self._name, max(0.0, wait))
+        if self.left_alone:
+            raise self.rejected()
         if self.state == STATE_OPEN:
             self._machine.half_open()
-        self._probing, self._probed_at = True, now
+        self._probing, self._probed_at = True, self._monotonic()
         return True
 
     def _told(self, admitted: CircuitBreakerState, error: Exception | None) -> None:

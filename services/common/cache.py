@@ -68,6 +68,11 @@ class Cache:
         self._believed_from_ms = 0.0
         self._said_at = float("-inf")
 
+    @property
+    def breaker(self) -> Breaker:
+        """Of the cache's server."""
+        return self._breaker
+
     async def read(self, key: Key, load: Load, *, reader: str | None, min_version: int = 0) -> Answer | None:
         """The answer for `reader` (None: who may read anybody's), None when there is no such thing or it is another's.
 

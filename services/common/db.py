@@ -5,13 +5,14 @@ the layers above know: `Refused`, `LockTimeoutError`, or `TransientError`, which
 """
 
 import asyncio
+import math
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, Literal, NewType, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, NewType, TypeVar, cast
 
 import asyncpg
 import orjson
@@ -23,6 +24,8 @@ from sqlalchemy.sql.elements import ClauseElement
 from sqlalchemy.types import TypeEngine
 
 from services.common import metrics
+from services.common.breaker import Breaker, BreakerOpenError
+from services.common.db_watch import Watch
 from services.common.errors import unavailable
 
 if TYPE_CHECKING:
@@ -63,6 +66,7 @@ CLOSE_TIMEOUT_SECONDS: Final = 5.0
 RETRY_ATTEMPTS: Final = 5
 RETRY_WITHIN_SECONDS: Final = 0.8  # a dead primary is answered with 503 within a second (DESIGN section 9)
 
+_NO_ANSWER: Final = "The database does not answer; nothing is known to be stored. Send the same request again."
 _DIALECT = asyncpg_dialect(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call] # SQLAlchemy has no types here
 _CONNECTION_LOST = (
     OSError,
@@ -82,6 +86,14 @@ class TransientError(Exception):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class LeftAloneError(TransientError):
+    """Nothing was asked of the database: it does not answer, and is left alone for `retry_after` seconds more."""
+
+    def __init__(self, retry_after: float) -> None:
+        super().__init__("left_alone")
+        self.retry_after = retry_after
 
 
 class Statement:
@@ -154,15 +166,29 @@ class Database:
         size_min: int = 1,
         command_timeout_seconds: float = COMMAND_TIMEOUT_SECONDS,
         settings: Mapping[str, str] = MappingProxyType({}),
+        name: str | None = None,
     ) -> None:
-        """`settings` are of its sessions, besides and before SESSION."""
+        """`settings` are of its sessions, besides and before SESSION.
+
+        With a `name`, which no other of the process has, it is watched: while the server does not answer nothing is
+        asked of it, and whoever waits for it hears so at once.
+        """
         self._url = url
         self._command_timeout_seconds = command_timeout_seconds
         self._settings = {**SESSION, **settings, "application_name": application_name}
         self._size_max, self._size_min = size_max, size_min
+        self._label = name or application_name
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._kept: list[WriteConnection] = []  # idle, and not given back: the pool's own way there and back is long
         self._waiting = 0  # callers the pool has none for
+        self._since: dict[object, float] = {}  # connections that are out, and waits for one, in order of their begin
+        self._watch = None if name is None else Watch(name, self._connect, self._since, self._end_all)
+
+    @property
+    def breaker(self) -> Breaker:
+        """Of the server; only of a database that has a name."""
+        assert self._watch is not None  # noqa: S101 # named where it was made
+        return self._watch.breaker
 
     async def open(self) -> None:
         """Connections can be taken afterwards. Raises TransientError when the server does not answer."""
@@ -182,11 +208,16 @@ class Database:
         except (asyncpg.PostgresError, *_CONNECTION_LOST) as error:
             raise translate(error) from error
         self._pool = pool
-        metrics.db_pool_connections.labels("open").set_function(pool.get_size)
-        metrics.db_pool_connections.labels("idle").set_function(lambda: pool.get_idle_size() + len(self._kept))
+        metrics.db_pool_connections.labels(self._label, "open").set_function(pool.get_size)
+        idle = metrics.db_pool_connections.labels(self._label, "idle")
+        idle.set_function(lambda: pool.get_idle_size() + len(self._kept))
+        if self._watch is not None:
+            self._watch.start()
 
     async def close(self) -> None:
         """Every connection is closed; statements under way are given a moment."""
+        if self._watch is not None:
+            await self._watch.close()
         if self._pool is not None:
             pool, self._pool = self._pool, None
             try:
@@ -225,18 +256,34 @@ class Database:
         """A connection. TransientError when there is none in time."""
         while self._kept:
             connection = self._kept.pop()
-            if _alive(connection):
-                return connection  # a dead one is the pool's again already
+            if _alive(connection):  # a dead one is the pool's again already
+                self._since[connection] = time.monotonic()
+                return connection
         if self._pool is None:
             raise TransientError("not connected")
+        if self._watch is not None:
+            try:
+                self._watch.admit()
+            except BreakerOpenError as error:
+                raise LeftAloneError(error.retry_after) from error
+        connection = await self._acquired(self._pool)
+        self._since[connection] = time.monotonic()
+        return connection
+
+    async def _acquired(self, pool: "asyncpg.Pool[asyncpg.Record]") -> WriteConnection:
         started = time.perf_counter()
         self._waiting += 1
+        wait = asyncio.timeout(None)  # the pool has its own; this one is for `_end_all`
+        self._since[wait] = time.monotonic()
         try:
-            return WriteConnection(ReadConnection(await self._pool.acquire(timeout=ACQUIRE_TIMEOUT_SECONDS)))
+            async with wait:
+                return WriteConnection(ReadConnection(await pool.acquire(timeout=ACQUIRE_TIMEOUT_SECONDS)))
         except (asyncpg.PostgresError, *_CONNECTION_LOST) as error:
             metrics.db_errors_total.labels("connect", getattr(error, "sqlstate", None) or "connection").inc()
+            self._suspect()
             raise translate(error) from error
         finally:
+            del self._since[wait]
             self._waiting -= 1
             elapsed = time.perf_counter() - started
             metrics.db_pool_wait_seconds.observe(elapsed)
@@ -245,12 +292,37 @@ class Database:
 
     async def _give_back(self, connection: WriteConnection) -> None:
         """The pool has it, which waits for the end of a cancelled statement and replaces a closed connection."""
-        if self._pool is None:
-            return
+        if not _alive(connection):
+            self._suspect()
         try:
-            await self._pool.release(connection)
+            if self._pool is not None:
+                await self._pool.release(connection)
         except _CONNECTION_LOST:  # the pool has ended it; whoever had it knows by itself how its statement went
             metrics.db_errors_total.labels("release", "connection").inc()
+            self._suspect()
+        finally:
+            self._since.pop(connection, None)
+
+    def _suspect(self) -> None:
+        if self._watch is not None:
+            self._watch.suspect()
+
+    async def _connect(self) -> "asyncpg.Connection[asyncpg.Record]":
+        """A connection for the watch; it says when that has taken too long."""
+        name = f"{self._settings['application_name']} watch"
+        return await asyncpg.connect(self._url, server_settings={"application_name": name})
+
+    async def _end_all(self) -> None:
+        """Whoever waits for the server hears at once that it does not answer; no connection is used again."""
+        for waits in list(self._since):
+            if not isinstance(waits, asyncio.Timeout):
+                discard(cast("WriteConnection", waits))
+            elif not waits.expired():
+                waits.reschedule(asyncio.get_running_loop().time())
+        while self._kept:
+            discard(self._kept.pop())
+        if self._pool is not None:
+            await self._pool.expire_connections()
 
 
 class _Session:
@@ -268,6 +340,7 @@ class _Session:
     async def __aexit__(self, kind: object, *_: object) -> None:
         database = self._database
         if kind is None and not database._waiting and database._pool is not None:
+            del database._since[self._connection]
             database._kept.append(self._connection)
         else:
             await database._give_back(self._connection)
@@ -289,18 +362,19 @@ def discard(connection: ReadConnection) -> None:
 async def retried(operation: Callable[[], Awaitable[T]]) -> T:
     """What `operation` gives; when it fails in passing it is run again, up to a second. Then 503 `unavailable`.
 
+    At once so when the database is left alone, which does not answer.
     Only for operations that may run twice: reads, and writes that hang on an idempotency key.
     """
     try:
-        return await operation()
-    except LockTimeoutError as error:  # no row that two want, which the caller knows better: a table is held
-        raise unavailable("The database is busy with maintenance.") from error
-    except TransientError as error:
-        log.warning("db.retry", reason=error.reason)
-        metrics.db_retries_total.labels(error.reason).inc()
-    try:
+        try:
+            return await operation()
+        except TransientError as error:
+            if isinstance(error, LeftAloneError):
+                raise
+            log.warning("db.retry", reason=error.reason)
+            metrics.db_retries_total.labels(error.reason).inc()
         async for attempt in stamina.retry_context(
-            on=TransientError,
+            on=lambda error: isinstance(error, TransientError) and not isinstance(error, LeftAloneError),
             attempts=RETRY_ATTEMPTS,
             timeout=RETRY_WITHIN_SECONDS,
             wait_initial=0.02,
@@ -309,13 +383,13 @@ async def retried(operation: Callable[[], Awaitable[T]]) -> T:
         ):
             with attempt:
                 return await operation()
-    except LockTimeoutError as error:
+    except LockTimeoutError as error:  # no row that two want, which the caller knows better: a table is held
         raise unavailable("The database is busy with maintenance.") from error
+    except LeftAloneError as error:  # counted by its breaker
+        raise unavailable(_NO_ANSWER, retry_after_seconds=math.ceil(error.retry_after)) from error
     except TransientError as error:
         log.error("db.unavailable", reason=error.reason)
-        raise unavailable(
-            "The database does not answer; nothing is known to be stored. Send the same request again."
-        ) from error
+        raise unavailable(_NO_ANSWER) from error
     raise AssertionError("stamina either returns or raises")
 
 

@@ -43,7 +43,7 @@ db_errors_total = Counter(
 )
 db_retries_total = Counter("db_retries_total", "Transactions run again, by reason", ["reason"])
 db_pool_wait_seconds = Summary("db_pool_wait_seconds", "Time waiting for a connection, of those who found none idle")
-db_pool_connections = Gauge("db_pool_connections", "Connections of the pool, by state", ["state"])
+db_pool_connections = Gauge("db_pool_connections", "Connections of the pool, by state", ["database", "state"])
 
 
 class Timings:

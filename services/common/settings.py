@@ -37,6 +37,12 @@ class ProcessSettings(BaseSettings):
         return self.valkey_url if self.cache_url is None else self.cache_url
 
 
+class ApiSettings(ProcessSettings):
+    """What a process is told besides that answers requests from a database of its own."""
+
+    pool_size: int = Field(default=8, ge=1, le=200, description="connections of one process to PostgreSQL")
+
+
 class ClientSettings(ProcessSettings):
     """What a process is told besides that calls others' APIs in its own name (OAuth 2.0, client credentials)."""
 

@@ -5,11 +5,9 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from services.common import caches, clock
+from services.common import clock
 from services.common.auth import TokenVerifier
-from services.common.db import Database
-from services.common.http import Application, Writes, build_app
-from services.common.outbox import Wake
+from services.common.http import Application, build_app
 from services.common.server import serve
 from services.customers.endpoints import Context
 from services.customers.routes import ROUTES, SCOPES
@@ -24,30 +22,11 @@ def create_app(settings: CustomersSettings, now: clock.Clock = clock.now) -> App
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        database = Database(settings.postgres_url, application_name=PROCESS, size_max=settings.pool_size)
-        wake = Wake(settings.valkey_url, "customers")
-        cache = caches.cache(settings.cache_at)
-        at = Context(
-            database=database,
-            cache=cache,
-            wake=wake,
-            writes=Writes(),
-            now=now,
-            orders_url=settings.orders_url,
-            degraded=lambda: [] if wake.healthy else ["valkey does not answer: the relay polls"],
-        )
-        app.state.context = at
-        await database.open()
-        wake.start()
-        try:
+        at = Context(PROCESS, settings, verifier, outbox="customers", now=now)
+        at.orders_url = settings.orders_url
+        async with at:
+            app.state.context = at
             yield
-        finally:
-            await at.writes.drain()
-            if cache is not None:
-                await cache.close()
-            await wake.close()
-            await database.close()
-            await verifier.aclose()
 
     return build_app(
         title="Customers",

@@ -3,8 +3,6 @@
 Nobody's but the caller's own data is ever asked for: whose it is comes from the token, never from the request.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
@@ -12,13 +10,12 @@ from fastapi import Request, Response
 
 from services.common import http, ids
 from services.common.auth import Claims
-from services.common.cache import Cache
-from services.common.clock import Clock
-from services.common.db import Database, TransientError
+from services.common.db import TransientError
 from services.common.errors import DomainError, not_found, unavailable
-from services.common.http import JsonResponse, Writes, parsed_json, read_body, validated
+from services.common.http import JsonResponse, parsed_json, read_body, validated
 from services.common.idempotency import HEADER, key_from, request_hash
 from services.common.openapi import JSON, MERGE_PATCH
+from services.common.resources import Resources
 from services.customers import addresses, answers, commands, queries, reads, schemas
 from services.customers.addresses import Key, Written
 from services.customers.domain import Profile
@@ -27,17 +24,10 @@ from services.customers.personal import Destination
 PROFILE: Final = "profile"
 
 
-@dataclass(slots=True)
-class Context:
+class Context(Resources):
     """What the endpoints of this process work with."""
 
-    database: Database
-    cache: Cache | None
-    wake: Callable[[], None]
-    writes: Writes
-    now: Clock
     orders_url: str
-    degraded: Callable[[], list[str]] = list
 
 
 def context(request: Request) -> Context:
@@ -158,9 +148,7 @@ async def get_readiness(request: Request) -> Response:
 
 async def _replaced(at: Context, user_id: UUID, version: int) -> None:
     """No older profile is in the cache, if it answers; the relay, which is woken, says it again."""
-    at.wake()
-    if at.cache is not None:
-        await at.cache.invalidate({reads.cache_key(user_id): version})
+    await at.after_commit({reads.cache_key(user_id): version})
 
 
 def _destination(content: object) -> Destination:

@@ -7,14 +7,12 @@ from contextlib import asynccontextmanager
 import structlog
 from fastapi import FastAPI
 
-from services.common import caches, clock
+from services.common import clock
 from services.common.auth import TokenVerifier
 from services.common.db import Database, TransientError
-from services.common.http import Application, Writes, build_app
-from services.common.outbox import Wake
+from services.common.http import Application, build_app
 from services.common.server import serve
 from services.orders import queries
-from services.orders.after_commit import AfterCommit
 from services.orders.endpoints import Context
 from services.orders.routes import ROUTES, SCOPES
 from services.orders.settings import OrdersSettings
@@ -31,42 +29,18 @@ def create_app(settings: OrdersSettings, now: clock.Clock = clock.now) -> Applic
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        database = Database(settings.postgres_url, application_name=PROCESS, size_max=settings.pool_size)
-        replica = _replica(settings)
-        wake = Wake(settings.valkey_url, "orders")
-        cache = caches.cache(settings.cache_at)
-        at = Context(
-            database=database,
-            cache=cache,
-            after_commit=AfterCommit(wake, cache),
-            writes=Writes(),
-            now=now,
-            expires_after=settings.pending_expires_after,
-            months_ahead=settings.months_ahead,
-            replica=replica,
-            reports_lag_max_seconds=settings.reports_lag_max_seconds,
-            degraded=lambda: [] if wake.healthy else ["valkey does not answer: events leave by polling"],
-        )
-        app.state.context = at
-        if replica is not None:
-            await replica.open()
-        await database.open()
-        wake.start()
-        await _refresh_months(at)
-        watch = asyncio.create_task(_watch_months(at), name="months")
-        try:
-            yield
-        finally:
-            watch.cancel()
-            await asyncio.gather(watch, return_exceptions=True)
-            await at.writes.drain()
-            if cache is not None:
-                await cache.close()
-            await wake.close()
-            if replica is not None:
-                await replica.close()
-            await database.close()
-            await verifier.aclose()
+        at = Context(PROCESS, settings, verifier, outbox="orders", now=now, replica=_replica(settings))
+        at.expires_after, at.months_ahead = settings.pending_expires_after, settings.months_ahead
+        at.reports_lag_max_seconds = settings.reports_lag_max_seconds
+        async with at:
+            app.state.context = at
+            await _refresh_months(at)
+            watch = asyncio.create_task(_watch_months(at), name="months")
+            try:
+                yield
+            finally:
+                watch.cancel()
+                await asyncio.gather(watch, return_exceptions=True)
 
     return build_app(
         title="Orders",
@@ -83,7 +57,7 @@ def _replica(settings: OrdersSettings) -> Database | None:
     """Connected to when the first report is asked for: it may be away."""
     if not settings.replica_url:
         return None
-    return Database(settings.replica_url, application_name=f"{PROCESS} reports", size_min=0, size_max=2)
+    return Database(settings.replica_url, application_name=f"{PROCESS} reports", size_min=0, size_max=2, name="replica")
 
 
 async def _refresh_months(at: Context) -> None:

@@ -1,8 +1,7 @@
 """HTTP only: parse, call one command or query, set headers. `routes` says which path each of these answers."""
 
 import hashlib
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar
 from uuid import UUID
@@ -11,13 +10,10 @@ from fastapi import Request, Response
 
 from services.common import clock, cursors, http, ids
 from services.common.auth import Claims
-from services.common.cache import Cache
-from services.common.clock import Clock
-from services.common.db import Database, TransientError
+from services.common.db import TransientError
 from services.common.errors import DomainError, not_found, unavailable
 from services.common.http import (
     JsonResponse,
-    Writes,
     parameters,
     parsed_json,
     read_body,
@@ -25,9 +21,9 @@ from services.common.http import (
 )
 from services.common.idempotency import HEADER, key_from, request_hash
 from services.common.ids import OrderKey
+from services.common.resources import Resources
 from services.contracts.orders import Adjustment
 from services.orders import answers, commands, queries, reads, schemas, stock, summaries
-from services.orders.after_commit import AfterCommit
 from services.orders.commands import Caller, Key, Line, Outcome, Placement
 from services.orders.domain import CancelReason, Command, Part
 from services.orders.queries import Position, Reader
@@ -42,21 +38,13 @@ INVENTORY: Final = "inventory:write"
 Written = TypeVar("Written", Outcome, stock.Adjusted)
 
 
-@dataclass(slots=True)
-class Context:
+class Context(Resources):
     """What the endpoints of this process work with."""
 
-    database: Database
-    cache: Cache | None
-    after_commit: AfterCommit
-    writes: Writes
-    now: Clock
     expires_after: timedelta
     months_ahead: int
-    replica: Database | None = None
-    reports_lag_max_seconds: float = 60.0
+    reports_lag_max_seconds: float
     first_month: datetime = clock.EPOCH  # of the partitions there are; kept fresh by the process
-    degraded: Callable[[], list[str]] = list
 
 
 def context(request: Request) -> Context:

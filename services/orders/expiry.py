@@ -7,12 +7,12 @@ import structlog
 from prometheus_client import Counter, Gauge
 
 from services.common import ids
+from services.common.after_commit import AfterCommit
 from services.common.cached import Key
 from services.common.db import Database, LockTimeoutError, Refused, Row
 from services.common.errors import DomainError
 from services.common.ids import OrderKey
 from services.orders import domain, steps
-from services.orders.after_commit import AfterCommit
 from services.orders.domain import CancelReason
 from services.orders.histories import UNFOLDABLE
 from services.orders.repository import GET_EXPIRED, LOCK_EXPIRED

@@ -13,12 +13,12 @@ import structlog
 from prometheus_client import Counter, Gauge
 
 from services.common import caches, clock, log, metrics
+from services.common.after_commit import AfterCommit
 from services.common.db import Database, LockTimeoutError, TransientError
 from services.common.errors import DomainError
 from services.common.outbox import Wake
 from services.common.process import until_stopped
 from services.orders import commands, expiry, queries, reports, summaries
-from services.orders.after_commit import AfterCommit
 from services.orders.repository import INBOX
 from services.orders.settings import OrdersSettings
 

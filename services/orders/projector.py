@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from services.common import caches, log, metrics
+from services.common.after_commit import AfterCommit
 from services.common.consumer import Consumer
 from services.common.db import Database
 from services.common.handle import Handle
@@ -18,7 +19,6 @@ from services.common.process import until_stopped
 from services.common.stream import Received
 from services.contracts.envelope import CATALOG_TOPIC, ORDERS_TOPIC, PAYMENTS_TOPIC
 from services.orders import projections, settlements
-from services.orders.after_commit import AfterCommit
 from services.orders.settings import OrdersSettings
 
 PROCESS = "orders-projector"

@@ -4,10 +4,10 @@ from datetime import timedelta
 
 from pydantic import Field
 
-from services.common.settings import ProcessSettings
+from services.common.settings import ApiSettings
 
 
-class OrdersSettings(ProcessSettings):
+class OrdersSettings(ApiSettings):
     """What the orders processes may be told."""
 
     pool_size: int = Field(default=16, ge=1, le=200, description="connections of one process to PostgreSQL")

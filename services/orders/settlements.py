@@ -10,6 +10,7 @@ import structlog
 from prometheus_client import Counter as Metric
 
 from services.common import clock, ids
+from services.common.after_commit import AfterCommit
 from services.common.cached import Key
 from services.common.clock import Clock
 from services.common.db import Database, Refused, WriteConnection
@@ -22,7 +23,6 @@ from services.contracts import envelope
 from services.contracts.orders import EventType, Order, OrderStatus, PaymentStatus
 from services.contracts.payments import Payment, PaymentEventType, PaymentState, payment_of
 from services.orders import domain, steps
-from services.orders.after_commit import AfterCommit
 from services.orders.histories import UNFOLDABLE
 from services.orders.repository import INBOX, LOCK_ORDER
 

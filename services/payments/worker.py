@@ -40,7 +40,9 @@ def create_app(settings: PaymentsSettings, topic: str = ORDERS_TOPIC) -> Applica
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         # Connections are made when they are first wanted: the database may be away at the start.
-        database = Database(settings.postgres_url, application_name=PROCESS, size_min=0, size_max=settings.pool_size)
+        database = Database(
+            settings.postgres_url, application_name=PROCESS, size_min=0, size_max=settings.pool_size, name="primary"
+        )
         await database.open()
         provider = opened(
             settings.payment_provider,

@@ -15,12 +15,12 @@ import pytest
 from redis.asyncio import Redis
 
 from services.common import caches, clock, ids
+from services.common.after_commit import AfterCommit
 from services.common.cache import breaker
 from services.common.cached import Entry, Key, encode
 from services.contracts.cache import INVENTORY, ORDER
 from services.embedded.room import free_port_base
 from services.orders import expiry
-from services.orders.after_commit import AfterCommit
 from services.orders.settings import OrdersSettings
 from services.relay.settings import RelaySettings
 from tests.conftest import AsRole

@@ -13,10 +13,10 @@ import asyncpg
 import pytest
 
 from services.common import ids
+from services.common.after_commit import AfterCommit
 from services.common.db import Database
 from services.contracts.payments import PaymentState
 from services.orders import expiry, maintenance, settlements
-from services.orders.after_commit import AfterCommit
 from tests.conftest import AsRole
 from tests.consuming import metric
 from tests.faults.waiting import eventually

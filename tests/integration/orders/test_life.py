@@ -20,11 +20,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from services.common.after_commit import AfterCommit
 from services.common.db import Database
 from services.contracts.orders import Event, fold
 from services.contracts.payments import PaymentState
 from services.orders import invariants
-from services.orders.after_commit import AfterCommit
 from services.orders.answers import render_order
 from services.orders.settlements import settle_orders
 from tests.conftest import AsRole

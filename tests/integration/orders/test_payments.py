@@ -18,6 +18,7 @@ import orjson
 import pytest
 
 from services.common import clock, ids
+from services.common.after_commit import AfterCommit
 from services.common.db import Database
 from services.common.handle import PoisonError
 from services.common.stream import Message, ensure_topic
@@ -25,7 +26,6 @@ from services.contracts.envelope import PAYMENTS_TOPIC
 from services.contracts.orders import PaymentStatus
 from services.contracts.payments import Payment, PaymentState
 from services.orders import expiry, settlements
-from services.orders.after_commit import AfterCommit
 from services.orders.invariants import verify
 from services.orders.rebuild import rebuild
 from tests.conftest import AsRole

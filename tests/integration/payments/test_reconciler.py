@@ -9,11 +9,11 @@ import orjson
 import pytest
 
 from services.common import clock, ids
+from services.common.after_commit import AfterCommit
 from services.common.db import Database
 from services.common.stream import Message
 from services.contracts import envelope
 from services.orders import settlements
-from services.orders.after_commit import AfterCommit
 from services.payments.provider import Charge, Provider
 from services.payments.reconciler import LEDGER, RULES, Reconciliation, reconcile
 from services.payments.runner import Runner

@@ -9,12 +9,12 @@ import orjson
 import pytest
 
 from services.common import clock
+from services.common.after_commit import AfterCommit
 from services.common.db import Database
 from services.contracts.catalog import ProductEventType
 from services.contracts.envelope import CATALOG_TOPIC
 from services.contracts.orders import EventType
 from services.contracts.payments import PaymentState
-from services.orders.after_commit import AfterCommit
 from services.orders.seed import seed
 from services.orders.settlements import settle_orders
 from services.relay.outboxes import CATALOG, ORDERS

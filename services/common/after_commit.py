@@ -17,5 +17,5 @@ class AfterCommit:
     async def __call__(self, stale: Mapping[Key, int]) -> None:
         """The cache holds nothing older than `stale`, if it answers."""
         self.wake()
-        if self.cache is not None:
+        if self.cache is not None and stale:
             await self.cache.invalidate(stale)

@@ -1,0 +1,130 @@
+"""Whether a database answers at all, which is not told by whoever waits for a lock, a long statement or a full pool.
+
+While something that was asked of it is late, or after a connection was lost, the server is asked for nothing but an
+answer, on a connection of the watch's own and through a breaker. One that gives none is left alone: what waits for it
+ends now, nothing new is begun, and the watch alone looks, once a window, whether it is back.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from time import monotonic
+from typing import TYPE_CHECKING, Final
+
+import asyncpg
+import structlog
+from pybreaker import STATE_CLOSED
+
+from services.common.breaker import Breaker
+
+if TYPE_CHECKING:
+    Connection = asyncpg.Connection[asyncpg.Record]
+
+# A frozen server is left alone after LATE + FAILURES * ANSWER = 0.8 s, a dead one after LATE * FAILURES = 0.6 s, which
+# a restart after a crash usually takes less than.
+LATE_SECONDS: Final = 0.2  # ten times what a statement may take
+ANSWER_SECONDS: Final = 0.2
+FAILURES: Final = 3  # in a row
+RESET_SECONDS: Final = 1.0  # and so late at most does it all go on
+# Of its deadline: how late a question may be given up. Later than that it is this process that had no time.
+_GIVEN_UP_SECONDS: Final = 1.5 * ANSWER_SECONDS
+_BREAKER_SECONDS: Final = 1.0  # not reached while this process has time: the deadline of the question is shorter
+
+_DOWN: Final = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.CannotConnectNowError,  # starting up, or shutting down
+)
+
+log = structlog.get_logger()
+
+
+class Watch:
+    """Of the database `name`, which is also the label of its metrics: no other of the process has it.
+
+    `since` is what waits for the database now, in the order of its beginning, each with when that was (monotonic).
+    `end_all` ends it, with an error for whoever waits.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        connect: "Callable[[], Awaitable[Connection]]",
+        since: Mapping[object, float],
+        end_all: Callable[[], Awaitable[None]],
+    ) -> None:
+        self.breaker = Breaker(name, deadline_seconds=_BREAKER_SECONDS, failures=FAILURES, reset_seconds=RESET_SECONDS)
+        self._connect = connect
+        self._since = since
+        self._end_all = end_all
+        self._suspected_at: float | None = None
+        self._connection: Connection | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """It watches from now on."""
+        self._task = asyncio.create_task(self._run(), name=f"watch {self.breaker.name}")
+
+    async def close(self) -> None:
+        """It watches no more, and has no connection."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        self._disconnect()
+
+    def admit(self) -> None:
+        """Something may be asked of the database. BreakerOpenError, counted, while it is left alone."""
+        if self.breaker.state != STATE_CLOSED:
+            raise self.breaker.rejected()
+
+    def suspect(self) -> None:
+        """A connection was lost, or refused: the server will be asked, and left alone if it does not answer."""
+        if self._suspected_at is None:
+            self._suspected_at = monotonic()
+
+    async def _run(self) -> None:
+        while True:
+            await self._until_late()
+            asked_at = monotonic()
+            await self._ask(asked_at)
+            await asyncio.sleep(max(asked_at + LATE_SECONDS - monotonic(), self.breaker.retry_after))
+
+    async def _until_late(self) -> None:
+        """Something has waited for LATE_SECONDS. What begins while nothing waits is not missed: it is not late yet."""
+        while True:
+            now = monotonic()
+            oldest = next(iter(self._since.values()), now)
+            waited = now - min(oldest, now if self._suspected_at is None else self._suspected_at)
+            if waited >= LATE_SECONDS:
+                return
+            await asyncio.sleep(LATE_SECONDS - waited)
+
+    async def _ask(self, at: float) -> None:
+        try:
+            await self.breaker.call(self._answer)
+        except Exception as error:  # noqa: BLE001 # whatever it is, the watch goes on; the breaker counts it
+            log.warning("db.no_answer", database=self.breaker.name, error=repr(error))
+            self._suspected_at = at  # so that it is asked again, even if nothing waits any more
+            if self.breaker.state != STATE_CLOSED:
+                await self._end_all()
+        else:
+            self._suspected_at = None
+
+    async def _answer(self) -> None:
+        """The server has said something, be it that it has too many connections."""
+        asked_at = monotonic()
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                if self._connection is None or self._connection.is_closed():
+                    self._connection = await self._connect()
+                await self._connection.execute("SELECT 1")
+        except Exception as error:
+            self._disconnect()
+            answered = isinstance(error, asyncpg.PostgresError) and not isinstance(error, _DOWN)
+            if not answered and monotonic() - asked_at < _GIVEN_UP_SECONDS:
+                raise
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.terminate()
+            self._connection = None
