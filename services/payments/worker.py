@@ -91,7 +91,7 @@ def create_app(settings: PaymentsSettings, topic: str = ORDERS_TOPIC) -> Applica
             def warnings() -> list[str]:
                 return [
                     *([] if wake.healthy else ["valkey does not answer: events leave by polling"]),
-                    *degraded(breaker, *api.breakers, verifier.breaker),
+                    *degraded(breaker, consumer.breaker, *api.breakers, verifier.breaker),
                     *([] if secret else ["there is no callback secret: callbacks are refused, polls tell"]),
                 ]
 
