@@ -17,8 +17,10 @@ from joserfc import jws
 from joserfc.errors import ClaimError, ExpiredTokenError, JoseError
 from joserfc.jwk import ECKey, RSAKey
 from joserfc.jwt import JWTClaimsRegistry
+from pybreaker import STATE_CLOSED
 from pydantic import BaseModel
 
+from services.common.breaker import Breaker, BreakerOpenError, breaker_rejections_total
 from services.common.errors import DomainError, unavailable
 
 _SCHEME = "bearer "
@@ -29,6 +31,8 @@ _REMEMBER_SECONDS = 60  # how long a key withdrawn by the issuer can still speak
 _REFRESH_SECONDS = 600  # how long such a key can vouch for new tokens, while the issuer answers
 _UNKNOWN_KEY_PAUSE_SECONDS = 5  # anyone can invent a `kid`; this bounds what that costs the issuer
 _NO_KEYS_PAUSE_SECONDS = 1  # without any key all requests fail, so ask sooner
+_FAILURES = 3  # in a row: there is one fetch in five seconds at most
+_RESET_SECONDS = 1.0  # no longer than the pauses, which it is to lengthen by little
 _TOKEN_TYPES = frozenset({"at+jwt", "application/at+jwt"})  # RFC 9068, section 4: ID tokens are no access tokens
 _KEY_TYPES: dict[str, type[RSAKey | ECKey]] = {"RSA": RSAKey, "EC": ECKey}
 
@@ -66,7 +70,8 @@ class TokenVerifier:
 
     Keys are fetched with the first token, again when a token names an unknown one, and every ten minutes behind the
     requests; while the issuer is away the keys we have go on. Under steady traffic a withdrawn key is thus out within
-    eleven minutes; after a quiet time the first request still finds it.
+    eleven minutes; after a quiet time the first request still finds it. While the breaker is open a token with an
+    unknown key is answered at once, but for the one whose request is the probe.
     """
 
     def __init__(
@@ -82,13 +87,19 @@ class TokenVerifier:
         self._issuer_url = issuer_url
         self._clock = clock
         self._monotonic = monotonic  # for spans of time: the wall clock can be set back
-        self._timeout_seconds = timeout_seconds
         self._remembered_max = remembered_max
         self._remembered: OrderedDict[bytes, tuple[float, Claims]] = OrderedDict()
         self._keys: dict[str | None, RSAKey | ECKey] = {}
         self._fetched_at = self._attempted_at = float("-inf")
         self._fetch: asyncio.Task[None] | None = None
         self._http = httpx.AsyncClient(timeout=timeout_seconds)  # here, as reading the trusted roots takes 20 ms
+        self.breaker = Breaker(
+            "issuer",
+            deadline_seconds=timeout_seconds,  # httpx bounds each read, not their sum
+            failures=_FAILURES,
+            reset_seconds=_RESET_SECONDS,
+            monotonic=monotonic,
+        )
         self._registry = JWTClaimsRegistry(
             now=lambda: int(clock()),
             leeway=_LEEWAY_SECONDS,
@@ -189,8 +200,15 @@ class TokenVerifier:
         return self._keys.get(kid)
 
     def _begin_fetch(self) -> asyncio.Task[None] | None:
-        """Return the fetch under way, or a new one; None when the last began too short a time ago."""
-        if self._fetch is None or self._fetch.done():
+        """Return the fetch under way, or a new one.
+
+        None when the last began too short a time ago, or the issuer is left alone, or another's probe is under way.
+        """
+        under_way = self._fetch is not None and not self._fetch.done()
+        if self.breaker.state != STATE_CLOSED and (under_way or self.breaker.left_alone):
+            breaker_rejections_total.labels(self.breaker.name).inc()
+            return None
+        if not under_way:
             now = self._monotonic()
             pause = _UNKNOWN_KEY_PAUSE_SECONDS if self._keys else _NO_KEYS_PAUSE_SECONDS
             if now - self._attempted_at < pause:
@@ -202,9 +220,8 @@ class TokenVerifier:
     async def _fetch_keys(self) -> None:
         """Replace the keys by the issuer's present ones, or log why not and leave them."""
         try:
-            async with asyncio.timeout(self._timeout_seconds):  # httpx bounds each read, not their sum
-                self._keys = await self._published_keys()
-        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, ValueError) as error:
+            self._keys = await self.breaker.call(self._published_keys)
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, ValueError, BreakerOpenError) as error:
             _log.warning("issuer_keys_not_fetched", issuer=self._issuer_url, error=repr(error), keys=len(self._keys))
         else:
             self._fetched_at = self._monotonic()

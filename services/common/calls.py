@@ -1,21 +1,24 @@
 """HTTP calls to another service, in the name of whoever called us."""
 
 import asyncio
+import math
 from collections.abc import Mapping
 from typing import Any, Final
 
 import httpx
 import orjson
-import structlog
 from prometheus_client import Histogram
+from pybreaker import STATE_CLOSED
 
+from services.common.breaker import Breaker, BreakerOpenError
 from services.common.errors import DomainError, unavailable
 from services.common.metrics import BUCKETS_SECONDS
 
 TIMEOUT_SECONDS: Final = 5.0
 CALLS_MAX: Final = 32  # at once; more wait here, so that one caller's crowd does not fill the other's pools
+FAILURES: Final = 5  # in a row
+RESET_SECONDS: Final = 1.0  # under the longest pause of whoever tries again, so that it is not what recovery waits for
 
-log = structlog.get_logger()
 call_seconds = Histogram(
     "call_seconds",
     "Time of a call to another service, by its answer; 0: there was none",
@@ -24,67 +27,77 @@ call_seconds = Histogram(
 )
 
 
+class NoAnswerError(Exception):
+    """What came was not the service's own answer, or says that it cannot answer now."""
+
+
 class Service:
-    """The HTTP API of `name` at `url`."""
+    """The HTTP API of `name` at `url`, behind a breaker of that name.
+
+    Its own refusals (4xx) show that it is alive; 5xx, 429, what is no answer of its own, and none in time are failures.
+    """
 
     def __init__(self, name: str, url: str) -> None:
         self._name = name
+        self.breaker = Breaker(
+            name,
+            deadline_seconds=TIMEOUT_SECONDS,
+            failures=FAILURES,
+            reset_seconds=RESET_SECONDS,
+            healthy=(DomainError,),
+        )
         self._http = httpx.AsyncClient(
             base_url=url,
             timeout=httpx.Timeout(TIMEOUT_SECONDS, pool=None),
-            limits=httpx.Limits(max_connections=CALLS_MAX, max_keepalive_connections=CALLS_MAX),
+            # One more, for the probe: connections of calls that have no answer may still be in use.
+            limits=httpx.Limits(max_connections=CALLS_MAX + 1, max_keepalive_connections=CALLS_MAX),
         )
         self._turns = asyncio.Semaphore(CALLS_MAX)
-        self._answers = True
 
     async def get(self, path: str, *, authorization: str, parameters: Mapping[str, int]) -> Any:
         """The JSON that is answered to `authorization`, the value of that header.
 
-        The service's own refusal as it was told; 503 `unavailable` when it cannot answer now and may be asked again.
+        The service's own refusal as it was told; 503 `unavailable` when it cannot answer now and may be asked again,
+        with the Retry-After of the breaker, and at once, while that is open.
         """
-        clock = asyncio.get_running_loop().time
-        async with self._turns:
-            started, status = clock(), 0
-            try:
-                async with asyncio.timeout(TIMEOUT_SECONDS):  # httpx bounds each read, not their sum
-                    response = await self._http.get(
-                        path, params=dict(parameters), headers={"Authorization": authorization}
-                    )
-                status = response.status_code
-            except (httpx.HTTPError, TimeoutError) as error:
-                raise self._unavailable(repr(error)) from error
-            finally:
-                call_seconds.labels(self._name, status).observe(clock() - started)
+
+        async def ask() -> Any:
+            return await self._answer(path, authorization, parameters)
+
         try:
-            if response.is_success:
-                content = orjson.loads(response.content)
-            elif status < 500 and status != 429:
-                content = _refusal(orjson.loads(response.content))
-            else:
-                raise self._unavailable(f"status {status}")
-        except (ValueError, KeyError, TypeError) as error:  # a proxy's page, say
-            raise self._unavailable(f"status {status}, and no answer of its own: {response.text[:100]}") from error
-        self._told(answers=True, reason="")
-        if isinstance(content, DomainError):
-            raise content
-        return content
+            if self.breaker.state != STATE_CLOSED:
+                return await self.breaker.call(ask)  # the one probe, or refused: neither is to wait for its turn
+            async with self._turns:
+                return await self.breaker.call(ask)
+        except BreakerOpenError as error:
+            wait = max(1, math.ceil(error.retry_after))
+            raise unavailable(f"{self._name} cannot answer now.", retry_after_seconds=wait) from error
+        except (NoAnswerError, httpx.HTTPError, TimeoutError) as error:
+            raise unavailable(f"{self._name} cannot answer now.") from error
 
     async def aclose(self) -> None:
         """Its connections are closed."""
         await self._http.aclose()
 
-    def _unavailable(self, reason: str) -> DomainError:
-        self._told(answers=False, reason=reason)
-        return unavailable(f"{self._name} cannot answer now.")
-
-    def _told(self, *, answers: bool, reason: str) -> None:
-        """Once for each change, not for each call: thousands may fail for one reason."""
-        if answers != self._answers:
-            self._answers = answers
-            if answers:
-                log.info("call.answered_again", service=self._name)
-            else:
-                log.warning("call.failed", service=self._name, reason=reason)
+    async def _answer(self, path: str, authorization: str, parameters: Mapping[str, int]) -> Any:
+        """What it says. DomainError is its refusal, anything else that is raised a failure."""
+        clock = asyncio.get_running_loop().time
+        started, status = clock(), 0
+        try:
+            response = await self._http.get(path, params=dict(parameters), headers={"Authorization": authorization})
+            status = response.status_code
+        finally:
+            call_seconds.labels(self._name, status).observe(clock() - started)
+        if status >= 500 or status == 429:
+            raise NoAnswerError(f"status {status}")
+        try:
+            content = orjson.loads(response.content)
+            refusal = None if response.is_success else _refusal(content)
+        except (ValueError, KeyError, TypeError) as error:  # a proxy's page, say
+            raise NoAnswerError(f"status {status}, and no answer of its own: {response.text[:100]}") from error
+        if refusal is not None:
+            raise refusal
+        return content
 
 
 def _refusal(content: dict[str, Any]) -> DomainError:

@@ -14,6 +14,7 @@ from typing import Final
 import structlog
 from aiokafka import AIOKafkaConsumer
 
+from services.common import publisher
 from services.common.handle import Fill, Handle
 from services.common.member import (
     PAUSE_SECONDS_MAX,
@@ -61,6 +62,7 @@ class Consumer:
         self._handle = handle
         self._fill = fill
         self._stuck_after_seconds = stuck_after_seconds
+        self.breaker = publisher.breaker()  # of Kafka, as dead letters are sent to it: one consumer for a process
         self._stopping: set[asyncio.Task[None]] = set()  # earlier members that are still leaving
 
     async def run(self) -> None:
@@ -100,7 +102,9 @@ class Consumer:
         )
         topics = tuple(self._topics)
         progress = Progress(kafka, topics, stuck_after_seconds=self._stuck_after_seconds)
-        member = Member(kafka, self._kafka_url, self._group, self._topics, self._handle, self._fill, progress)
+        member = Member(
+            kafka, self._kafka_url, self._group, self._topics, self._handle, self._fill, progress, self.breaker
+        )
         try:
             kafka.subscribe(topics, listener=member)
             with stream_errors():

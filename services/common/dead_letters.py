@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from services.common import clock
+from services.common.breaker import Breaker
 from services.common.publisher import Publisher
 from services.common.stream import (
     RawMessage,
     dead_letter_topic,
     delete_before,
-    ensure_topic,
     redelivery_topic,
     topics,
     until_end,
@@ -47,11 +47,15 @@ class DeadLetter:
         return bool(self.group and self.origin[0])
 
 
-async def send(kafka_url: str, group: str, topic: str, records: Sequence[tuple[Any, str]]) -> None:
-    """Each record of aiokafka's, of `topic` or its redelivery, is a dead letter with its reason. StreamError."""
+async def send(
+    kafka_url: str, group: str, topic: str, records: Sequence[tuple[Any, str]], *, kafka: Breaker | None = None
+) -> None:
+    """Each record of aiokafka's, of `topic` or its redelivery, is a dead letter with its reason. StreamError.
+
+    `kafka` is the process's breaker.
+    """
     target = dead_letter_topic(topic)
-    await ensure_topic(kafka_url, target)
-    async with Publisher(kafka_url, client_id=group) as publisher:
+    async with Publisher(kafka_url, client_id=group, topics=[target], kafka=kafka) as publisher:
         await publisher.publish(target, [_dead(group, topic, record, reason) for record, reason in records])
 
 
@@ -132,7 +136,6 @@ async def redeliver_these(kafka_url: str, letters: Sequence[DeadLetter]) -> list
     for letter in letters:
         targets.setdefault(redelivery_topic(letter.origin[0], letter.group), []).append(letter.message)
     for target, messages in targets.items():
-        await ensure_topic(kafka_url, target)
-        async with Publisher(kafka_url, client_id="dead-letters") as publisher:
+        async with Publisher(kafka_url, client_id="dead-letters", topics=[target]) as publisher:
             await publisher.publish(target, messages)
     return list(letters)

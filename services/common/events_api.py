@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Final, Self
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import orjson
 
+from services.common.breaker import Breaker
 from services.common.calls import Service
 from services.common.errors import DomainError
 from services.common.handle import NotFilledError
@@ -19,13 +20,22 @@ EVENTS_MAX: Final = 1_000  # missing at once: what is behind so far is read in s
 
 
 class EventsApi:
-    """Reads `url` with `{key}` in it, which lists events in version order: `after_version`, `limit`, `next_cursor`."""
+    """Reads `url` of the service `name`, with `{key}` in it, which lists events in version order.
 
-    def __init__(self, url: str, token: ServiceToken, *, source: str) -> None:
+    Its parameters are `after_version` and `limit`, its answers have `next_cursor`. While the breaker of the service or
+    of the token is open NotFilledError comes at once; the consumer tries again after its pause, which is the longer.
+    """
+
+    def __init__(self, name: str, url: str, token: ServiceToken, *, source: str) -> None:
         self._url = url
         self._token = token
         self._source = source
-        self._service = Service(urlsplit(url).netloc, "")
+        self._service = Service(name, "")
+
+    @property
+    def breakers(self) -> tuple[Breaker, Breaker]:
+        """Of the service, and of who gives the token for it."""
+        return self._service.breaker, self._token.breaker
 
     async def __aenter__(self) -> Self:
         return self

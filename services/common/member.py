@@ -14,6 +14,7 @@ from prometheus_client import Counter, Gauge
 
 from services.common import dead_letters
 from services.common.batch import Settled, settle
+from services.common.breaker import Breaker
 from services.common.db import LockTimeoutError, TransientError
 from services.common.errors import DomainError
 from services.common.handle import Fill, Handle
@@ -51,6 +52,7 @@ class Member(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
         handle: Handle,
         fill: Fill | None,
         progress: Progress,
+        breaker: Breaker,
     ) -> None:
         self._kafka = kafka
         self._kafka_url = kafka_url
@@ -59,6 +61,7 @@ class Member(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
         self._handle = handle
         self._fill = fill
         self._progress = progress
+        self._breaker = breaker  # of Kafka, as dead letters are sent to it
         self._batch = asyncio.Lock()
         self._assignment = 0  # counts rebalances
         self._again: dict[TopicPartition, tuple[float, float]] = {}  # failed: when it is due, and the pause before
@@ -138,7 +141,7 @@ class Member(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
         """The poison among `records` is in the dead-letter topic, acknowledged. After the others' transaction: who
         fails there would otherwise bury it at every try."""
         dead = [(record, poison[record.offset]) for record in records if record.offset in poison]
-        await dead_letters.send(self._kafka_url, self._group, topic, dead)
+        await dead_letters.send(self._kafka_url, self._group, topic, dead, kafka=self._breaker)
         consumer_messages_total.labels(partition.topic, "dead_letter").inc(len(dead))
         for record, reason in dead:
             log.error(

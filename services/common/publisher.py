@@ -1,9 +1,9 @@
-"""Kafka: a producer that is thrown away at the first error."""
+"""Kafka: a producer that is thrown away at the first error, behind the breaker of the process that sends."""
 
 import asyncio
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from itertools import zip_longest
 from struct import unpack
 from typing import Any, Final, Self
@@ -13,15 +13,35 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
 
 from services.common import stream
-from services.common.stream import DEAD_LETTER_BYTES_MAX, MESSAGE_BYTES_MAX, RawMessage, StreamError
+from services.common.breaker import Breaker, BreakerOpenError
+from services.common.stream import (
+    DEAD_LETTER_BYTES_MAX,
+    MESSAGE_BYTES_MAX,
+    RawMessage,
+    RefusedError,
+    StreamError,
+    ensure_topic,
+    stream_error,
+)
 
 BATCH_BYTES_MAX: Final = 256 * 1024
+# One is enough: it is all brokers refusing a connection, or what aiokafka has tried again and again for 15 seconds.
+FAILURES: Final = 1
+RESET_SECONDS: Final = 1.0  # the longest pause of a relay: events are to flow within five seconds of Kafka's return
 _SEED, _FACTOR, _WORD = 0x9747B28C, 0x5BD1E995, 0xFFFFFFFF  # of murmur2
 
 log = structlog.get_logger()
 
 
-class TooLargeError(StreamError):
+class LeftAloneError(StreamError):
+    """The breaker of Kafka is open: nothing was sent, and it may be worth another try in `retry_after` seconds."""
+
+    def __init__(self, error: BreakerOpenError) -> None:
+        super().__init__(str(error))
+        self.retry_after = error.retry_after
+
+
+class TooLargeError(RefusedError):
     """The broker refuses a batch for its size, with all of `messages`, as it would when it is sent again."""
 
     def __init__(self, messages: Sequence[RawMessage]) -> None:
@@ -29,10 +49,34 @@ class TooLargeError(StreamError):
         self.messages = messages
 
 
-class Publisher:
-    """An idempotent producer (acks=all). After any error it must be closed: aiokafka may be wedged for ever."""
+def breaker() -> Breaker:
+    """The breaker of Kafka: one for a process, for all that it publishes. What a broker refuses is an answer."""
+    return Breaker(
+        "kafka",
+        deadline_seconds=stream.PUBLISH_TIMEOUT_SECONDS,
+        failures=FAILURES,
+        reset_seconds=RESET_SECONDS,
+        healthy=(RefusedError, TypeError, ValueError),  # the last two are of what cannot be encoded: our fault
+    )
 
-    def __init__(self, kafka_url: str, *, client_id: str, batch_bytes_max: int = BATCH_BYTES_MAX) -> None:
+
+class Publisher:
+    """An idempotent producer (acks=all). After any error it must be closed: aiokafka may be wedged for ever.
+
+    `kafka` is the process's breaker; a program that has one publisher at a time can do without.
+    """
+
+    def __init__(
+        self,
+        kafka_url: str,
+        *,
+        client_id: str,
+        topics: Sequence[str] = (),
+        kafka: Breaker | None = None,
+        batch_bytes_max: int = BATCH_BYTES_MAX,
+    ) -> None:
+        self._kafka_url, self._topics = kafka_url, topics
+        self._breaker = kafka or breaker()
         self._producer = AIOKafkaProducer(
             bootstrap_servers=kafka_url,
             client_id=client_id,
@@ -47,13 +91,12 @@ class Publisher:
         self._unsure = 0  # of what was handed over, that of which nobody knows
 
     async def __aenter__(self) -> Self:
-        """Connected. StreamError when no broker answers."""
+        """Connected, and `topics` exist. StreamError when no broker answers, or Kafka is left alone."""
         try:
-            async with asyncio.timeout(stream.PUBLISH_TIMEOUT_SECONDS):
-                await self._producer.start()
-        except (KafkaError, OSError, TimeoutError) as error:
+            await self._called(self._start)
+        except StreamError:
             await self._stop()
-            raise StreamError(repr(error)) from error
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -66,16 +109,37 @@ class Publisher:
 
         It may be called again before it has ended, with messages that have no key in common with these.
         """
-        self._unsure += 1
+
+        async def send() -> None:
+            self._unsure += 1
+            partitions = sorted(await self._producer.partitions_for(topic))
+            # One batch of each partition at a time: behind one that fails nothing of its keys may go.
+            for at_once in zip_longest(*self._batches(messages, partitions).values()):
+                await self._send(topic, [batch for batch in at_once if batch is not None])
+            self._unsure -= 1
+
+        await self._called(send)
+
+    async def _called(self, call: Callable[[], Awaitable[None]]) -> None:
+        """It was, by the breaker, within its deadline. StreamError; LeftAloneError when it was not called."""
+
+        async def told() -> None:
+            try:
+                await call()
+            except (KafkaError, OSError) as error:
+                raise stream_error(error) from error
+
         try:
-            async with asyncio.timeout(stream.PUBLISH_TIMEOUT_SECONDS):
-                partitions = sorted(await self._producer.partitions_for(topic))
-                # One batch of each partition at a time: behind one that fails nothing of its keys may go.
-                for at_once in zip_longest(*self._batches(messages, partitions).values()):
-                    await self._send(topic, [batch for batch in at_once if batch is not None])
-        except (KafkaError, OSError, TimeoutError) as error:
-            raise StreamError(repr(error)) from error
-        self._unsure -= 1
+            await self._breaker.call(told)
+        except BreakerOpenError as error:
+            raise LeftAloneError(error) from error
+        except TimeoutError as error:
+            raise StreamError("no answer in time") from error
+
+    async def _start(self) -> None:
+        for topic in self._topics:
+            await ensure_topic(self._kafka_url, topic)
+        await self._producer.start()
 
     def _batches(self, messages: Sequence[RawMessage], partitions: list[int]) -> dict[int, list["_Batch"]]:
         """`messages` by partition. Made here, as `send` of aiokafka costs thrice as much, mostly for its futures."""

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
-from aiokafka.errors import KafkaError, for_code
+from aiokafka.errors import BrokerResponseError, KafkaError, UnknownError, for_code
 
 from services.contracts.envelope import COMPACTED_TOPICS
 
@@ -30,6 +30,10 @@ PUBLISH_TIMEOUT_SECONDS: Final = 15.0  # aiokafka has none of its own; a little 
 
 class StreamError(Exception):
     """Kafka did not take it, or nobody knows: publish it again with a new Publisher."""
+
+
+class RefusedError(StreamError):
+    """A broker answers, and refuses what it was asked: as a missing right, or a name that no topic may have."""
 
 
 class UnpublishableError(Exception):
@@ -95,6 +99,15 @@ async def delete_before(kafka_url: str, offsets: Mapping[tuple[str, int], int]) 
         )
 
 
+def stream_error(error: Exception) -> StreamError:
+    """What `error` of aiokafka, of a socket or of a time-out is to us; an answer that another try may change is none.
+
+    UnknownError is Kafka's 500.
+    """
+    answered = isinstance(error, BrokerResponseError) and not (error.retriable or isinstance(error, UnknownError))
+    return (RefusedError if answered else StreamError)(repr(error))
+
+
 @asynccontextmanager
 async def _administering(kafka_url: str) -> AsyncIterator[Any]:
     """A client, bounded in time. StreamError for whatever it raises."""
@@ -104,7 +117,7 @@ async def _administering(kafka_url: str) -> AsyncIterator[Any]:
             await admin.start()
             yield admin
     except (KafkaError, OSError, TimeoutError) as error:
-        raise StreamError(repr(error)) from error
+        raise stream_error(error) from error
     finally:
         await admin.close()
 

@@ -10,7 +10,7 @@ import structlog
 from fastapi import FastAPI
 
 from services.common.auth import TokenVerifier
-from services.common.breaker import Breaker
+from services.common.breaker import Breaker, degraded
 from services.common.consumer import Consumer
 from services.common.db import Database
 from services.common.events_api import EventsApi
@@ -24,7 +24,7 @@ from services.payments.intake import CONSUMER, Intake
 from services.payments.provider import CapturePutOffError, StepRefusedError
 from services.payments.providers import opened
 from services.payments.routes import ROUTES
-from services.payments.runner import CLOSED, Runner
+from services.payments.runner import Runner
 from services.payments.settings import PaymentsSettings
 from services.payments.upkeep import Upkeep
 
@@ -78,16 +78,9 @@ def create_app(settings: PaymentsSettings, topic: str = ORDERS_TOPIC) -> Applica
         intake = Intake(database, provider.name, taken=runner.wake)
         secret = settings.callback_secret.get_secret_value()
 
-        def degraded() -> list[str]:
-            return [
-                *([] if wake.healthy else ["valkey does not answer: events leave by polling"]),
-                *([] if breaker.state == CLOSED else ["the provider does not answer: steps wait"]),
-                *([] if secret else ["there is no callback secret: callbacks are refused, polls tell"]),
-            ]
-
-        app.state.context = Context(database, provider.name, secret, runner.wake, degraded)
         token = ServiceToken.of(settings, scope="orders:read orders:read:any")
-        async with EventsApi(settings.orders_url + "/v1/orders/{key}/events", token, source=ORDERS_SOURCE) as api:
+        events_url = settings.orders_url + "/v1/orders/{key}/events"
+        async with EventsApi("orders-api", events_url, token, source=ORDERS_SOURCE) as api:
             consumer = Consumer(
                 settings.kafka_url,
                 group=PROCESS,
@@ -96,6 +89,15 @@ def create_app(settings: PaymentsSettings, topic: str = ORDERS_TOPIC) -> Applica
                 fill=api.fill,
                 stuck_after_seconds=settings.consumer_stuck_after_seconds,
             )
+
+            def warnings() -> list[str]:
+                return [
+                    *([] if wake.healthy else ["valkey does not answer: events leave by polling"]),
+                    *degraded(breaker, consumer.breaker, *api.breakers, verifier.breaker),
+                    *([] if secret else ["there is no callback secret: callbacks are refused, polls tell"]),
+                ]
+
+            app.state.context = Context(database, provider.name, secret, runner.wake, warnings)
             wake.start()
             works = [
                 asyncio.create_task(work, name=name)

@@ -41,6 +41,7 @@ def create_app(settings: RealtimeSettings, topic: str = ORDERS_TOPIC) -> WithSoc
         status=status,
         limits=Limits(settings.queue_messages, settings.queue_bytes, settings.orders_max, settings.own_orders_max),
         sockets_max=settings.sockets_max,
+        breakers=(orders.breaker, verifier.breaker),
     )
 
     @asynccontextmanager

@@ -6,6 +6,7 @@ from typing import Final
 from fastapi import Request, Response
 
 from services.common.auth import Claims
+from services.common.breaker import Breaker, degraded
 from services.common.errors import not_found, unavailable
 from services.common.follower import Follower
 from services.common.http import JsonResponse, if_changed
@@ -30,6 +31,7 @@ class Context:
     status: Status
     limits: Limits
     sockets_max: int
+    breakers: tuple[Breaker, ...]  # of what this process calls
     subscribers: set[Subscriber] = field(default_factory=set)
 
     def admit(self) -> None:
@@ -79,8 +81,8 @@ async def get_readiness(request: Request) -> Response:
     at = request.app.state.context
     assert isinstance(at, Context)  # noqa: S101 # set by the process
     at.admit()
-    warnings = [] if at.follower.answers else ["kafka does not answer: events come when it does"]
-    return JsonResponse({"status": "ok", "warnings": warnings})
+    kafka = [] if at.follower.answers else ["kafka does not answer: events come when it does"]
+    return JsonResponse({"status": "ok", "warnings": kafka + degraded(*at.breakers)})
 
 
 async def get_status(request: Request, _: Claims) -> Response:

@@ -14,7 +14,7 @@ from typing import Any
 
 import structlog
 
-from services.common import caches, log, metrics
+from services.common import caches, log, metrics, publisher
 from services.common.db import Database
 from services.common.outbox import Alarm
 from services.common.process import until_stopped
@@ -52,12 +52,14 @@ async def relaying(
     leases = Leases(
         database, name, list(alarms), lease_seconds=settings.lease_seconds, beat_seconds=settings.beat_seconds
     )
+    kafka = publisher.breaker()
     works = {
         f"relay-{outbox.name}": Relay(
             outbox,
             database,
             leases,
             alarms[outbox],
+            kafka=kafka,
             kafka_url=settings.kafka_url,
             client_id=PROCESS,
             rows_per_slice=settings.batch_rows_per_slice,

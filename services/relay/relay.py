@@ -13,12 +13,13 @@ from uuid import UUID
 import structlog
 from prometheus_client import Counter, Histogram
 
+from services.common.breaker import Breaker
 from services.common.db import Database, LockTimeoutError, Row, TransientError
 from services.common.errors import DomainError
 from services.common.metrics import BUCKETS_SECONDS
 from services.common.outbox import Alarm
-from services.common.publisher import BATCH_BYTES_MAX, Publisher, TooLargeError
-from services.common.stream import Message, StreamError, UnpublishableError, ensure_topic
+from services.common.publisher import BATCH_BYTES_MAX, LeftAloneError, Publisher, TooLargeError
+from services.common.stream import Message, StreamError, UnpublishableError
 from services.relay.leases import Lease, Leases
 from services.relay.outbox import Outbox
 
@@ -38,7 +39,10 @@ relay_failures_total = Counter("relay_failures_total", "Sessions that failed, by
 
 
 class Relay:
-    """Publishes what it holds the lease of. Woken by `alarm`; after work it polls by itself for a while."""
+    """Publishes what it holds the lease of. Woken by `alarm`; after work it polls by itself for a while.
+
+    `kafka` is the breaker that all outboxes of the process share: while it is open one of them tries, once a window.
+    """
 
     def __init__(
         self,
@@ -47,6 +51,7 @@ class Relay:
         leases: Leases,
         alarm: Alarm,
         *,
+        kafka: Breaker,
         kafka_url: str,
         client_id: str,
         rows_per_slice: int,
@@ -58,7 +63,7 @@ class Relay:
         self._leases = leases
         self._lease: Lease = leases.add(outbox.name, alarm)
         self._alarm = alarm
-        self._kafka_url, self._client_id = kafka_url, client_id
+        self._kafka, self._kafka_url, self._client_id = kafka, kafka_url, client_id
         self._rows_per_slice = rows_per_slice
         self._poll_seconds_min, self._poll_seconds_max = poll_seconds_min, poll_seconds_max
         self._batch_bytes_max = BATCH_BYTES_MAX
@@ -68,9 +73,12 @@ class Relay:
         pause = PAUSE_SECONDS_MIN
         while True:
             try:
-                await ensure_topic(self._kafka_url, self._outbox.topic)
                 async with Publisher(
-                    self._kafka_url, client_id=self._client_id, batch_bytes_max=self._batch_bytes_max
+                    self._kafka_url,
+                    client_id=self._client_id,
+                    topics=[self._outbox.topic],
+                    kafka=self._kafka,
+                    batch_bytes_max=self._batch_bytes_max,
                 ) as publisher:
                     pause = PAUSE_SECONDS_MIN
                     self._leases.want(self._lease, True)
@@ -79,6 +87,10 @@ class Relay:
                             lanes.create_task(self._publish_lane(publisher, lane))
             except Exception as failed:  # of this outbox, whatever it is: the others go on
                 error = failed.exceptions[0] if isinstance(failed, ExceptionGroup) else failed
+                self._leases.want(self._lease, False)
+                if isinstance(error, LeftAloneError):  # which the breaker tells; a probe may end long before its time
+                    await asyncio.sleep(min(max(error.retry_after, PAUSE_SECONDS_MIN), PAUSE_SECONDS_MAX))
+                    continue
                 part = part_of(error)
                 relay_failures_total.labels(self._outbox.name, part).inc()
                 log.warning(
@@ -88,7 +100,6 @@ class Relay:
                     error=str(error),
                     exc_info=error if part == "unforeseen" else None,
                 )
-                self._leases.want(self._lease, False)
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, PAUSE_SECONDS_MAX)
 

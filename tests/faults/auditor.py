@@ -78,7 +78,8 @@ async def _run(settings: Settings) -> None:
         return {"applied": len(told), "stale": len(messages) - len(told)}
 
     token = ServiceToken.of(settings, scope="orders:read orders:read:any")
-    async with EventsApi(settings.orders_url + "/v1/orders/{key}/events", token, source=ORDERS_SOURCE) as api:
+    events_url = settings.orders_url + "/v1/orders/{key}/events"
+    async with EventsApi("orders-api", events_url, token, source=ORDERS_SOURCE) as api:
         consumer = Consumer(settings.kafka_url, group=NAME, topics=[ORDERS_TOPIC], handle=handle, fill=api.fill)
         await until_stopped(consumer.run())
 

@@ -68,6 +68,6 @@ async def test_who_may_not_is_told_why_and_who_is_away_is_an_error_too(issuer: t
 
 
 async def test_without_a_token_a_gap_is_not_filled_and_says_so(issuer: tuple[Path, str]) -> None:
-    async with EventsApi("http://127.0.0.1:1/{key}", _token(issuer, secret="wrong"), source="/test") as api:
+    async with EventsApi("other", "http://127.0.0.1:1/{key}", _token(issuer, secret="wrong"), source="/test") as api:
         with pytest.raises(NotFilledError, match="invalid_client"):
             await api.fill("key", 0)

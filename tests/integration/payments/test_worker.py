@@ -182,7 +182,7 @@ async def test_a_provider_that_comes_back_is_asked_for_all_that_waited(open_work
         await books.take(*(order.placed() for order in orders))
 
         async def open_() -> bool:
-            return await worker.warnings() == ["the provider does not answer: steps wait"]
+            return await worker.warnings() == ["sandbox does not answer: it is left alone"]
 
         await eventually(open_, "the breaker opens")
         await worker.sandbox.start()
