@@ -17,7 +17,7 @@ from tests.faults.whole import IMPATIENT, Whole
 
 READS: Final = 20
 ORDERS: Final = 5  # so many failures in a row open the provider's breaker
-REFUSED_WITHIN_SECONDS: Final = 2.0  # 1 s is promised
+REFUSED_WITHIN_SECONDS: Final = 2.0  # 1 s is promised, where nothing else runs
 LATE: Final = "pm_late_30000"  # ms until it is paid: what does not wait for so long expires
 OUTBOX: Final = '{outbox="orders"}'
 
@@ -125,6 +125,32 @@ async def orders_use_their_copy(at: Whole, _: How, fault: Fault) -> Sign:
         return {answer.status_code for answer in answers} == {200}
 
     return Sign("both are ready again", back)
+
+
+async def placing_is_refused(at: Whole, how: How, fault: Fault) -> Sign:
+    """What is fresh in the cache is read; whoever places is told soon to come again, and gets the one order then.
+
+    One that is slow takes the order, or is left alone as if it were dead.
+    """
+    paths = [f"/v1/orders/{await at.placed()}", f"/v1/inventory/{at.product}"]
+
+    async def hits() -> bool:
+        return {(await at.get(path)).headers.get("X-Cache") for path in paths} == {"hit"}
+
+    await eventually(hits, "what is read is in the cache")
+    buyers, asked = at.load.buyers, at.asked()
+    async with fault:
+        before = len(buyers.refusals)
+        await eventually(hits, "what is fresh is read", seconds=10)
+        taken = await buyers.attempt(asked, at.url)
+        assert not taken or how is How.SLOWED
+        refusals = buyers.refusals[before:]
+        assert {refusal.status for refusal in refusals} <= {503}
+        assert all(refusal.retry_after for refusal in refusals)
+        longest = max((refusal.seconds for refusal in refusals), default=0.0)
+        at.figures.append(f"primary {how}: {len(refusals)} refusals, the longest took {longest:.2f} s")
+        assert longest < REFUSED_WITHIN_SECONDS
+    return Sign("the same request is answered", lambda: buyers.attempt(asked, at.url))
 
 
 async def screens_catch_up(at: Whole, how: How, fault: Fault) -> Sign:

@@ -23,6 +23,7 @@ from tests.faults.promises import (
     orders_expire_late,
     orders_stay_pending,
     orders_use_their_copy,
+    placing_is_refused,
     reads_go_to_the_database,
     reports_are_refused,
     screens_catch_up,
@@ -32,7 +33,6 @@ from tests.faults.waiting import eventually
 from tests.faults.whole import Whole, whole
 
 LASTS_SECONDS = {How.KILLED: 2.0, How.FROZEN: 2.0, How.SLOWED: 1.0}  # at least
-AGAIN_SECONDS = 30
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +69,7 @@ class Row:
     breaker: tuple[str, str] | None = None
     shown_when: frozenset[How] = frozenset({How.KILLED, How.FROZEN})
     taken: bool = True  # whether orders are taken meanwhile
+    again_seconds: float = 30  # until all goes on
 
 
 ROWS = (
@@ -80,7 +81,7 @@ ROWS = (
     Row(
         "cache",
         reads_go_to_the_database,
-        warning=("orders", "valkey does not answer"),
+        warning=("orders", "cache does not answer"),
         breaker=("orders-api", "cache"),
         shown_when=frozenset(How),
     ),
@@ -88,16 +89,30 @@ ROWS = (
         "kafka",
         events_wait_for_kafka,
         warning=("realtime", "kafka does not answer"),
+        breaker=("outbox-relay", "kafka"),
         shown_when=frozenset({How.KILLED}),
     ),
-    Row("replica", reports_are_refused),
+    Row(
+        "replica",
+        reports_are_refused,
+        warning=("orders", "replica does not answer"),
+        breaker=("orders-api", "replica"),
+    ),
     Row(
         "provider",
         orders_stay_pending,
-        warning=("payments", "provider does not answer"),
+        warning=("payments", "sandbox does not answer"),
         breaker=("payments-worker", "sandbox"),
     ),
     Row("catalogue, customers", orders_use_their_copy),
+    Row(
+        "primary",
+        placing_is_refused,
+        warning=("orders", "database does not answer"),
+        breaker=("orders-api", "primary"),
+        taken=False,
+        again_seconds=10,
+    ),
 )
 ENDPOINTS = ("orders", "payments", "realtime", "catalog", "customers")
 
@@ -126,7 +141,7 @@ async def test_while_a_part_is_away_its_promise_holds_and_then_all_goes_on(at: W
         over_at = time.monotonic()
 
     sign = await row.promise(at, how, fault())
-    await eventually(sign.seen, sign.said, seconds=AGAIN_SECONDS, every=0.05)
+    await eventually(sign.seen, sign.said, seconds=row.again_seconds, every=0.05)
     at.figures.append(f"{row.part} {how}: {sign.said} after {time.monotonic() - over_at:.2f} s")
     await eventually(lambda: _well(at), "nothing is degraded any more", seconds=30, every=0.1)
 
