@@ -6,6 +6,9 @@ from typing import Any
 import orjson
 
 from services.common.stream import Message
+from services.orders import api as orders_api
+from tests.conftest import free_port
+from tests.faults.waiting import eventually
 from tests.integration.realtime.conftest import ALL, Gateway, Open, Wire, serving
 from tests.shop import Shop
 
@@ -281,3 +284,39 @@ async def test_many_orders_of_many_clients_at_once(gateway: Gateway, shop: Shop,
             group.create_task(follow(number))
         for order in orders:
             group.create_task(happen(order))
+
+
+async def test_while_orders_api_is_dead_subscriptions_wait_the_others_go_on_and_nothing_is_lost(
+    opened: Open, shop: Shop, wire: Wire
+) -> None:
+    followed, wanted = await shop.placed(), await delivered(shop)
+    port = free_port()  # of another orders-api, which the gateway asks
+    async with opened(orders_url=f"http://127.0.0.1:{port}") as gateway:
+        client = await gateway.client()
+        async with serving(orders_api.create_app(shop.settings), port=port):
+            await client.ask(subscribe={"order_id": followed["order_id"]})
+            await client.until(followed["order_id"], 1)
+        waiting = [await gateway.client() for _ in range(10)]
+        for one in waiting:
+            await one.ask(subscribe={"order_id": wanted["order_id"]})
+
+        async def degraded() -> bool:
+            answer = await shop.client.get(f"http://127.0.0.1:{gateway.port}/readyz")
+            assert answer.status_code == 200
+            return "orders-api does not answer: it is left alone" in answer.json()["warnings"]
+
+        await eventually(degraded, "the gateway says so")
+        for name in ("ship", "deliver"):
+            followed = (await shop.command(followed, name)).raise_for_status().json()
+        await wire.publish(followed["order_id"], 2)
+        assert await client.until(followed["order_id"], 2) == [1, 2], "what was followed before goes on"
+        await wire.publish(wanted["order_id"], 3)  # which comes live while what is before it is not to be had
+        await wire.read_by(gateway)
+        assert not any(one.told or one.events for one in waiting)
+        async with serving(orders_api.create_app(shop.settings), port=port):
+            for one in waiting:
+                assert await one.until(wanted["order_id"], 3) == [1, 2, 3]
+                assert one.told == [{"subscribed": {"order_id": wanted["order_id"], "after_version": 0}}]
+            await wire.publish(followed["order_id"], 3)
+            assert await client.until(followed["order_id"], 3) == [1, 2, 3]
+            assert gateway.at.breakers[0].state == "closed"

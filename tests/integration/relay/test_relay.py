@@ -16,7 +16,7 @@ import orjson
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from services.common import ids, stream
+from services.common import ids, publisher, stream
 from services.common.outbox import Wake
 from services.common.publisher import Publisher, TooLargeError
 from services.contracts.envelope import ORDERS_TOPIC
@@ -411,6 +411,10 @@ async def own_kafka(stack: Stack, tmp_path: Path) -> AsyncIterator[Stack]:
         started.send_signal("kafka", signal.SIGCONT)  # or it would not hear that it shall stop
 
 
+def _probes() -> float:
+    return sum(metric("breaker_probes_total", breaker="kafka", outcome=outcome) for outcome in ("success", "failure"))
+
+
 def _failures() -> float:
     return metric("relay_failures_total", outbox="orders", part="kafka")
 
@@ -423,10 +427,11 @@ async def test_while_kafka_is_away_rows_wait_and_then_go_out_in_order(
     monkeypatch.setattr(stream, "PUBLISH_TIMEOUT_SECONDS", PRODUCER_TIMEOUT_SECONDS)
     monkeypatch.setattr(stream, "REQUEST_TIMEOUT_MS", int(PRODUCER_TIMEOUT_SECONDS * 1000))
     kafka_url = own_kafka.addresses.kafka
-    async with relaying(settings, kafka_url=kafka_url), listening(kafka_url) as topic:
+    async with relaying(settings, *OUTBOXES, kafka_url=kafka_url), listening(kafka_url) as topic:
         early = await shop.placed()
         await topic.of(early["order_id"], 1)
-        failures = _failures()
+        assert metric("breaker_state", breaker="kafka") == 0
+        failures, probes, dead_at = _failures(), _probes(), time.monotonic()
         if how == "killed":
             await own_kafka.kill("kafka")
         else:
@@ -440,11 +445,25 @@ async def test_while_kafka_is_away_rows_wait_and_then_go_out_in_order(
 
         await eventually(waits, "failures and depth in metrics", seconds=20)
         assert await owner.fetchval("SELECT count(*) FROM orders.outbox") == 16
+        assert metric("breaker_state", breaker="kafka") > 0
+
+        async def tried_thrice() -> bool:
+            return _probes() >= probes + 3
+
+        await eventually(tried_thrice, "it is tried whether Kafka is back", seconds=30)
+        windows = (time.monotonic() - dead_at) / publisher.RESET_SECONDS
+        assert _probes() - probes <= windows, "three outboxes, and one probe a window"
+
+        async def told() -> bool:
+            return not await owner.fetchval("SELECT count(*) FROM orders.invalidations")
+
+        await eventually(told, "the cache is told all the same")
         if how == "frozen":
             own_kafka.send_signal("kafka", signal.SIGCONT)
         await own_kafka.ready("kafka")
         early = (await shop.command(early, "deliver")).json()
         await eventually(lambda: _empty(owner), "all is published", seconds=30)
+        assert metric("breaker_state", breaker="kafka") == 0
         for order in (early, *orders):
             await topic.of(order["order_id"], 3, seconds=30)
     async with listening(kafka_url):
@@ -466,10 +485,14 @@ async def test_a_publisher_that_fails_sends_nothing_afterwards(
             stream.Message(b"one", bytes([number]) * 200_000, [("ce_sequence", b"%020d" % number)])
             for number in range(1, 9)
         ]  # of one partition: a batch is in flight, the others queue behind it
-        async with Publisher(kafka_url, client_id="first") as first:
+        kafka = publisher.breaker()
+        async with Publisher(kafka_url, client_id="first", kafka=kafka) as first:
             await first.publish(ORDERS_TOPIC, [stream.Message(b"zero", b"", [("ce_sequence", b"0")])])
             own_kafka.send_signal("kafka", signal.SIGSTOP)
             with pytest.raises(stream.StreamError):
+                await first.publish(ORDERS_TOPIC, messages)
+            assert kafka.state == "open"
+            with pytest.raises(publisher.LeftAloneError):
                 await first.publish(ORDERS_TOPIC, messages)
         assert not [task for task in asyncio.all_tasks() if "_sender_routine" in repr(task.get_coro())]
         own_kafka.send_signal("kafka", signal.SIGCONT)
@@ -483,6 +506,49 @@ async def test_a_publisher_that_fails_sends_nothing_afterwards(
         assert len(versions) <= len(messages) + 2, versions
 
 
+async def test_of_fifty_that_publish_to_a_frozen_broker_one_is_the_probe_and_those_that_leave_open_nothing(
+    own_kafka: Stack,
+) -> None:
+    kafka, kafka_url = publisher.breaker(), own_kafka.addresses.kafka
+    messages = [stream.Message(b"%d" % number, b"", [("ce_sequence", b"1")]) for number in range(200)]
+    await stream.ensure_topic(kafka_url, ORDERS_TOPIC)
+    async with Publisher(kafka_url, client_id="first", kafka=kafka) as first:
+        await first.publish(ORDERS_TOPIC, messages)
+        own_kafka.send_signal("kafka", signal.SIGSTOP)
+        leaving = [asyncio.create_task(first.publish(ORDERS_TOPIC, [message])) for message in messages]
+        await asyncio.wait(leaving, timeout=0.1)  # so that they wait for the broker
+        for one in leaving:
+            one.cancel()
+        ends = await asyncio.gather(*leaving, return_exceptions=True)
+        assert [type(end) for end in ends] == [asyncio.CancelledError] * len(leaving)
+        assert kafka.state == "closed"
+    kafka._deadline_seconds = 1.0
+    with pytest.raises(stream.StreamError):
+        async with Publisher(kafka_url, client_id="second", kafka=kafka):
+            pytest.fail("a frozen broker answers")
+    assert kafka.state == "open"
+
+    async def connect() -> None:
+        async with Publisher(kafka_url, client_id="one of fifty", kafka=kafka):
+            pass
+
+    async def window_over() -> bool:
+        return not kafka.left_alone
+
+    await eventually(window_over, "the window is over")
+    probes = _probes()
+    ends = await asyncio.gather(*(connect() for _ in range(50)), return_exceptions=True)
+    assert _probes() == probes + 1
+    assert sum(isinstance(end, publisher.LeftAloneError) for end in ends) == 49
+    assert sum(isinstance(end, stream.StreamError) for end in ends) == 50
+    own_kafka.send_signal("kafka", signal.SIGCONT)
+    await own_kafka.ready("kafka")
+    kafka._deadline_seconds = stream.PUBLISH_TIMEOUT_SECONDS
+    await eventually(window_over, "the window is over")
+    await connect()
+    assert kafka.state == "closed"
+
+
 async def test_behind_a_message_that_is_refused_for_its_size_nothing_of_its_key_is_sent(kafka_url: str) -> None:
     name = await _topic_that_takes(kafka_url, 20_000)
     large, small, last = (
@@ -490,11 +556,13 @@ async def test_behind_a_message_that_is_refused_for_its_size_nothing_of_its_key_
         for number, size in enumerate((300_000, 10, 10), start=1)
     )
     async with listening(kafka_url, name) as topic:
+        kafka = publisher.breaker()
         # By a producer that is new to the broker, which would take its second batch without the first.
-        async with Publisher(kafka_url, client_id="first") as first:
+        async with Publisher(kafka_url, client_id="first", kafka=kafka) as first:
             with pytest.raises(TooLargeError) as refused:
                 await first.publish(name, [large, small])
             assert refused.value.messages == [large]
+            assert kafka.state == "closed", "a refusal is an answer"
         async with Publisher(kafka_url, client_id="second") as second:
             await second.publish(name, [last])
         await topic.of("one", 1)

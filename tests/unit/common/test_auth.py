@@ -583,6 +583,78 @@ async def test_closing_ends_a_fetch_under_way(make_verifier: MakeVerifier, issue
     assert (await refusal(request)).status == 503
 
 
+# Its breaker
+
+
+async def broken_open(verifier: TokenVerifier, issuer: Issuer, clock: Clock) -> None:
+    """Three fetches have failed, so that it is left alone for a second from now."""
+    for failures in range(3):
+        assert verifier.breaker.state == "closed", f"after {failures} failures"
+        clock.now += 5
+        await refusal(verifier.verify(signed(issuer, key=STRANGER)))
+    assert verifier.breaker.state == "open"
+
+
+async def test_a_frozen_issuer_is_left_alone_and_of_fifty_requests_with_an_unknown_key_one_asks_once_a_window(
+    make_verifier: MakeVerifier, issuer: Issuer, clock: Clock
+) -> None:
+    verifier = make_verifier(timeout_seconds=5.0)
+    await verifier.verify(signed(issuer))
+    issuer.answers.clear()
+    verifier.breaker._deadline_seconds = 0.05
+    await broken_open(verifier, issuer, clock)
+    fetched = issuer.fetched
+    for _ in range(50):
+        await assert_invalid_token(verifier, signed(issuer, key=STRANGER))
+    assert issuer.fetched == fetched, "it is left alone"
+    verifier.breaker._deadline_seconds = 60.0
+    clock.now += 5
+    issuer.asked.clear()
+    probe = asyncio.create_task(verifier.verify(signed(issuer, key=STRANGER)))
+    await issuer.asked.wait()
+    async with asyncio.timeout(30):  # the probe would take sixty
+        for _ in range(49):
+            await assert_invalid_token(verifier, signed(issuer, key=STRANGER))
+        assert await verifier.verify(signed(issuer, sub="another")), "known keys go on"
+    assert issuer.fetched == fetched + 1
+    issuer.jwks.append(STRANGER.as_dict(private=False))
+    issuer.answers.set()
+    assert await probe
+    assert verifier.breaker.state == "closed"
+
+
+async def test_an_issuer_that_is_gone_opens_it_and_is_asked_again_after_the_window(
+    verifier: TokenVerifier, issuer: Issuer, clock: Clock
+) -> None:
+    await issuer.stop()
+    await broken_open(verifier, issuer, clock)
+    await issuer.start()
+    clock.now += 0.999
+    assert (await refusal(verifier.verify(signed(issuer)))).status == 503
+    assert issuer.fetched == 0
+    clock.now += 0.001
+    assert await verifier.verify(signed(issuer))
+    assert verifier.breaker.state == "closed"
+
+
+async def test_two_hundred_requests_that_leave_neither_open_it_nor_end_the_fetch(
+    make_verifier: MakeVerifier, issuer: Issuer
+) -> None:
+    verifier = make_verifier(timeout_seconds=60.0)
+    issuer.answers.clear()
+    leaving = [asyncio.create_task(verifier.verify(signed(issuer))) for _ in range(200)]
+    await issuer.asked.wait()
+    for request in leaving:
+        request.cancel()
+    ends = await asyncio.gather(*leaving, return_exceptions=True)
+    assert [type(end) for end in ends] == [asyncio.CancelledError] * 200
+    issuer.answers.set()
+    await fetch_finished(verifier)
+    assert verifier.breaker.state == "closed"
+    assert await verifier.verify(signed(issuer))
+    assert issuer.fetched == 1
+
+
 # Remembering
 
 
