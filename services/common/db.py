@@ -25,7 +25,7 @@ from sqlalchemy.types import TypeEngine
 
 from services.common import metrics
 from services.common.breaker import Breaker, BreakerOpenError
-from services.common.db_watch import Watch
+from services.common.db_watch import RESET_SECONDS, Watch
 from services.common.errors import unavailable
 
 if TYPE_CHECKING:
@@ -89,11 +89,10 @@ class TransientError(Exception):
 
 
 class LeftAloneError(TransientError):
-    """Nothing was asked of the database: it does not answer, and is left alone for `retry_after` seconds more."""
+    """Nothing was asked of the database: it does not answer, and is left alone for RESET_SECONDS at a time."""
 
-    def __init__(self, retry_after: float) -> None:
+    def __init__(self) -> None:
         super().__init__("left_alone")
-        self.retry_after = retry_after
 
 
 class Statement:
@@ -265,7 +264,7 @@ class Database:
             try:
                 self._watch.admit()
             except BreakerOpenError as error:
-                raise LeftAloneError(error.retry_after) from error
+                raise LeftAloneError from error
         connection = await self._acquired(self._pool)
         self._since[connection] = time.monotonic()
         return connection
@@ -386,7 +385,7 @@ async def retried(operation: Callable[[], Awaitable[T]]) -> T:
     except LockTimeoutError as error:  # no row that two want, which the caller knows better: a table is held
         raise unavailable("The database is busy with maintenance.") from error
     except LeftAloneError as error:  # counted by its breaker
-        raise unavailable(_NO_ANSWER, retry_after_seconds=math.ceil(error.retry_after)) from error
+        raise unavailable(_NO_ANSWER, retry_after_seconds=math.ceil(RESET_SECONDS)) from error
     except TransientError as error:
         log.error("db.unavailable", reason=error.reason)
         raise unavailable(_NO_ANSWER) from error

