@@ -21,7 +21,8 @@ from services.contracts.envelope import COMPACTED_TOPICS, ORDERS_TOPIC
 from services.contracts.orders import EventType
 from services.embedded.addresses import Addresses
 from services.embedded.settings import StackSettings
-from services.orders.histories import Progress, months_of, silent, unhurried
+from services.orders.histories import Progress, months_of, silent
+from services.orders.snapshots import unhurried
 from services.relay.outboxes import ORDERS, observing
 
 OWN_TOPIC: Final = f"{ORDERS_TOPIC}.republished"  # nobody's until somebody is told to read it

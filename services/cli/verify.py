@@ -13,6 +13,7 @@ from rich.table import Table
 from services.cli.payments import reconciled, tell
 from services.cli.target import bar, failures_told, owner_url
 from services.orders import invariants
+from services.orders.verdicts import SHOWN_MAX, Report
 
 _JOBS = min(2, os.cpu_count() or 1)  # a process takes about 90 MB
 
@@ -42,7 +43,7 @@ def verify(
     raise typer.Exit(0 if ok else 1)
 
 
-def _show(report: invariants.Report) -> None:
+def _show(report: Report) -> None:
     table = Table("invariant", "holds", "rows", "seconds", box=None)
     for verdict in report.verdicts:
         holds = "[red]no[/red]" if verdict.violations else "yes"
@@ -52,5 +53,5 @@ def _show(report: invariants.Report) -> None:
     for verdict in report.verdicts:
         for message in verdict.messages:
             output.print(message, markup=False, highlight=False, soft_wrap=True)
-        if len(verdict.violations) == invariants.SHOWN_MAX:
-            output.print(f"{verdict.name}: there may be more; {invariants.SHOWN_MAX} are shown.")
+        if len(verdict.violations) == SHOWN_MAX:
+            output.print(f"{verdict.name}: there may be more; {SHOWN_MAX} are shown.")

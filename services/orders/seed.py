@@ -30,10 +30,10 @@ from services.orders.histories import (
     item_rows,
     order_row,
     silent,
-    unhurried,
 )
 from services.orders.rollups import REMEMBERED_DAYS, add_loaded
 from services.orders.sales import Deltas
+from services.orders.snapshots import unhurried
 from services.orders.steps import data_of
 
 CURRENCY: Final = "USD"

@@ -17,9 +17,9 @@ from services.common.handle import PoisonError
 from services.common.stream import Message, Received, ensure_topic
 from services.contracts import envelope
 from services.orders import projections, recount
-from services.orders.histories import unhurried
 from services.orders.invariants import verify
 from services.orders.rebuild import rebuild
+from services.orders.snapshots import unhurried
 from tests.conftest import AsRole
 from tests.consuming import Group, metric
 from tests.faults.waiting import eventually
