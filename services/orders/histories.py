@@ -29,6 +29,18 @@ async def months_of(connection: WriteConnection) -> list[datetime]:
     return [row["month"] for row in rows]
 
 
+async def as_of(connection: WriteConnection) -> datetime | None:
+    """All that was committed by then can be read here; None on a primary, where that is now.
+
+    By the heartbeat (`reports`) also while nothing else is committed.
+    """
+    at: datetime | None = await connection.fetchval(
+        "SELECT CASE WHEN pg_is_in_recovery() THEN greatest(at, pg_last_xact_replay_timestamp()) END"
+        " FROM orders.heartbeat"
+    )
+    return at
+
+
 _BATCH_ORDERS_MAX: Final = 2_000
 _BATCH_LINES: Final = 10_000  # wanted of a batch: orders of a thousand lines come in batches of ten
 _FIRST_ID: Final = UUID(int=0)

@@ -18,10 +18,10 @@ from uuid import UUID
 
 from services.common import ids, log
 from services.common.db import Row, WriteConnection
+from services.common.snapshots import Snapshots, unhurried_database
 from services.orders.histories import UNFOLDABLE, Page, Pages, Progress, months_of, silent
 from services.orders.recount import DRIFT_OF_DAY, ROLLUPS
 from services.orders.rules import INVARIANTS, Invariant, Scope
-from services.orders.snapshots import Snapshots, as_of, unhurried_database
 from services.orders.tables import PARTITIONED
 from services.orders.tally import Settling, in_turns
 from services.orders.verdicts import SHOWN_MAX, Found, Report, Verdict, Violation, none_yet
@@ -46,9 +46,8 @@ async def verify(database_url: str, *, jobs: int = 1, share: float = 1.0, progre
     async with unhurried_database(database_url, NAME, connections=jobs) as database:
         async with database.session() as connection:
             months = await months_of(connection)
-        replica_at = await as_of(database)
         crew = [Snapshots(database, share=share / jobs) for _ in range(jobs)]
-        settling = await crew[0].read(partial(Settling.begin, replica_at))
+        settling = await crew[0].read(Settling.begin)
         total, done = len(months) + 3, 0
 
         def shown(what: str) -> None:
@@ -70,7 +69,7 @@ async def verify(database_url: str, *, jobs: int = 1, share: float = 1.0, progre
         await _judge_others(crew, Scope.TABLE, [()], found.verdicts)
         await crew[0].read(partial(_count_tables, found.verdicts))
         found.repeated += sum(snapshots.repeated for snapshots in crew)
-    return Report(tuple(found.verdicts.values()), replica_at, found.repeated)
+    return Report(tuple(found.verdicts.values()), settling.replica_at, found.repeated)
 
 
 async def _judge_days(

@@ -10,6 +10,7 @@ import orjson
 
 from services.common import clock, ids
 from services.common.db import WriteConnection
+from services.common.snapshots import unhurried
 from services.orders.histories import (
     AMONG,
     ITEM_COLUMNS,
@@ -25,7 +26,6 @@ from services.orders.histories import (
     silent,
 )
 from services.orders.recount import recount
-from services.orders.snapshots import unhurried
 from services.orders.tally import STOCK_ON_HAND, STOCK_RESERVED
 
 _KEY: Final = ("order_id", "created_at", "shard")

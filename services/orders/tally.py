@@ -14,7 +14,7 @@ from uuid import UUID
 from services.common import clock
 from services.common.db import WriteConnection
 from services.contracts.orders import EventType, OrderStatus
-from services.orders.histories import History
+from services.orders.histories import History, as_of
 
 # What an order holds in reserve it has not shipped, until it is cancelled. `drift` is what is missing in inventory;
 # an order placed or changed meanwhile moves both sides alike, so it may be added later. `of` says which products.
@@ -122,17 +122,19 @@ class Settling:
     """Which products and days have to be judged in a snapshot of their own, after all pages have been read.
 
     A product whose inventory version is the same after the pages as before has had the same lines all the while.
+    `replica_at`: see `histories.as_of`.
     """
 
-    def __init__(self, versions: dict[UUID, int], began_at: datetime) -> None:
-        self._versions, self._since = versions, began_at - _CLOCKS
+    def __init__(self, versions: dict[UUID, int], began_at: datetime, replica_at: datetime | None) -> None:
+        self._versions, self._since = versions, (replica_at or began_at) - _CLOCKS
+        self.replica_at = replica_at
 
     @classmethod
-    async def begin(cls, replica_at: datetime | None, connection: WriteConnection) -> "Settling":
-        """Before the first page; on a replica, that is as of then."""
+    async def begin(cls, connection: WriteConnection) -> "Settling":
+        """Before the first page."""
         rows = await connection.fetch("SELECT product_id, version FROM orders.inventory")
-        began_at = replica_at or await connection.fetchval("SELECT now()")
-        return cls({row["product_id"]: row["version"] for row in rows}, began_at)
+        versions = {row["product_id"]: row["version"] for row in rows}
+        return cls(versions, await connection.fetchval("SELECT now()"), await as_of(connection))
 
     async def products(self, tally: Tally, connection: WriteConnection) -> list[tuple[UUID, int]]:
         """Products that are unlike the sums or have changed meanwhile, each with its lines."""

@@ -14,12 +14,12 @@ import pytest
 from services.common import clock, ids
 from services.common.db import Database, TransientError
 from services.common.handle import PoisonError
+from services.common.snapshots import unhurried
 from services.common.stream import Message, Received, ensure_topic
 from services.contracts import envelope
 from services.orders import projections, recount
 from services.orders.invariants import verify
 from services.orders.rebuild import rebuild
-from services.orders.snapshots import unhurried
 from tests.conftest import AsRole
 from tests.consuming import Group, metric
 from tests.faults.waiting import eventually

@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from datetime import datetime
 from typing import Final, TypeVar
 
 import stamina
@@ -29,11 +28,6 @@ _SESSION: Final = {
     "work_mem": "32MB",
 }
 
-# What a replica has replayed by then: everything that was committed before, by the heartbeat also while nothing is.
-_AS_OF: Final = """
-SELECT CASE WHEN pg_is_in_recovery() THEN greatest(at, pg_last_xact_replay_timestamp()) END FROM orders.heartbeat
-"""
-
 
 @asynccontextmanager
 async def unhurried_database(url: str, application_name: str, *, connections: int = 1) -> AsyncIterator[Database]:
@@ -57,13 +51,6 @@ async def unhurried(url: str, application_name: str) -> AsyncIterator[WriteConne
     """One connection without the limits of a request."""
     async with unhurried_database(url, application_name) as database, database.session() as connection:
         yield connection
-
-
-async def as_of(database: Database) -> datetime | None:
-    """All that was committed by then is on this replica; None when it is none, or has heard of nothing yet."""
-    async with database.session() as connection:
-        at: datetime | None = await connection.fetchval(_AS_OF)
-        return at
 
 
 class Snapshots:
