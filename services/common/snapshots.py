@@ -15,7 +15,7 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 _PATIENCE_SECONDS: Final = 86_400.0  # for one statement: the pool's own limit is meant for requests
-ATTEMPTS: Final = 10  # over a minute or so: a replica that restarts is back by then
+ATTEMPTS: Final = 10  # over some twenty seconds: a replica that restarts is back by then
 
 # An operator's session: no haste, plans for the month at hand, and memory for one month's sort but not for more.
 _SESSION: Final = {
