@@ -40,7 +40,7 @@ LOAD = (  # names with a $ are put in
     " ($shard)::smallint AS shard, CASE WHEN age < INTERVAL '36 hours' THEN 'confirmed'"
     " WHEN age < INTERVAL '4 days' THEN 'shipped' ELSE 'delivered' END AS status FROM ("
     "  SELECT uuidv7(-age) AS order_id, age FROM ("
-    "   SELECT INTERVAL '30 days' * n / $orders AS age FROM generate_series(1, $orders) n) aged) m",
+    "   SELECT INTERVAL '$days days' * n / $orders AS age FROM generate_series(1, $orders) n) aged) m",
     "INSERT INTO orders.orders (order_id, created_at, shard, user_id, status, payment_status, currency, total_amount,"
     " captured_amount, refunded_amount, item_count, adjustments, version, updated_at)"
     " SELECT order_id, created_at, shard, order_id, status, 'on_account', 'USD', 250, 0, 0, 2, '[]', 3, created_at"
@@ -59,14 +59,14 @@ LOAD = (  # names with a $ are put in
 )
 
 
-async def load(url: str, orders: int) -> list[uuid.UUID]:
-    """A month of orders, and partitions for a year before; gives the products."""
+async def load(url: str, orders: int, days: int = 30) -> list[uuid.UUID]:
+    """Orders of the last `days`, and partitions for a year before; gives the products."""
     owner = await asyncpg.connect(url)
     await owner.execute(
         "SELECT orders.create_month((now() + make_interval(months => m))::date) FROM generate_series(-12, 3) m"
     )
     for sql in LOAD:
-        await owner.execute(Template(sql).substitute(orders=orders, products=PRODUCTS, shard=SHARD))
+        await owner.execute(Template(sql).substitute(orders=orders, days=days, products=PRODUCTS, shard=SHARD))
     products = [row[0] for row in await owner.fetch("SELECT product_id FROM orders.products")]
     await owner.close()
     return products

@@ -12,10 +12,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from services.cli.target import FAILED, console, failures_told, owner_url
+from services.cli.target import FAILED, Source, console, failures_told, owner_url, source
 from services.common import clock, db
 from services.common.db import Database
+from services.common.snapshots import Snapshots
 from services.embedded.settings import HOST, SANDBOX, StackSettings
+from services.orders.histories import as_of
 from services.payments import queries
 from services.payments.provider import Provider
 from services.payments.providers import opened
@@ -48,6 +50,9 @@ def payments(
     grace_seconds: Annotated[
         int, typer.Option(min=0, help="What is younger is not held against anybody.")
     ] = GRACE_SECONDS,
+    primary: Annotated[
+        bool, typer.Option("--primary", help="Reconcile on the primary although there is a replica.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
 ) -> None:
     """Show how many payments and steps are in which state; of one order its payment and what was asked for it.
@@ -56,23 +61,32 @@ def payments(
     differs, or the order has no payment. 2: it could not be looked at, or of `--reconcile` only the provider's ledger.
     """
     if all_:
-        _reconcile(days, grace_seconds, as_json=as_json)
+        _reconcile(days, grace_seconds, primary=primary, as_json=as_json)
     elif order_id:
         _show_one(order_id, as_json=as_json)
     else:
         _show(as_json=as_json)
 
 
-async def reconciled(url: str, *, days: int = DAYS, grace_seconds: float = GRACE_SECONDS) -> Reconciliation:
-    """What the reconciler finds in the database at `url`, its owner's, and at the provider of these settings."""
+async def reconciled(
+    url: str, read: Source, *, days: int = DAYS, grace_seconds: float = GRACE_SECONDS
+) -> Reconciliation:
+    """What the reconciler finds in the database at `url`, its owner's, and at the provider of these settings.
+
+    Orders and payments are read where `read` says, which may be the replica.
+    """
     now = clock.now()
-    async with _database(url) as database, _provider() as provider:
+    async with _database(url) as database, _database(read.url) as copy, _provider() as provider:
+        async with copy.session() as connection:
+            pages_at = await as_of(connection)
         return await reconcile(
             database,
             provider,
             now=now,
             grace=timedelta(seconds=grace_seconds),
             since=now - timedelta(days=days),
+            pages=Snapshots(copy, share=read.share),
+            pages_at=pages_at,
         )
 
 
@@ -158,10 +172,10 @@ def _show_one(order_id: str, *, as_json: bool) -> None:
     Console(soft_wrap=True).print(table)
 
 
-def _reconcile(days: int, grace_seconds: int, *, as_json: bool) -> None:
-    url = owner_url()
+def _reconcile(days: int, grace_seconds: int, *, primary: bool, as_json: bool) -> None:
+    url, read = owner_url(), source(primary=primary, fast=False)
     with failures_told():
-        found = asyncio.run(reconciled(url, days=days, grace_seconds=grace_seconds))
+        found = asyncio.run(reconciled(url, read, days=days, grace_seconds=grace_seconds))
     if as_json:
         ok = not found.findings and found.unchecked is None
         typer.echo(orjson.dumps({"ok": ok, "findings": found.findings, "unchecked": found.unchecked}))

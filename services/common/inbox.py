@@ -6,7 +6,7 @@ partition, tells what is new: the next one applies, an older one is dropped, and
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final
 
@@ -21,6 +21,8 @@ KEY_LENGTH_MAX: Final = 200  # characters: a key has to fit into an index
 VERSION_MAX: Final = 2**63 - 1  # of a bigint
 SEQUENCE_DIGITS: Final = 20
 FORGET_BATCH: Final = 5_000
+# Longer than a topic keeps a message (7 days), shorter than an inbox keeps a row (8 days at least).
+REMEMBERED: Final = timedelta(hours=180)
 
 
 class Verdict(StrEnum):
@@ -58,6 +60,17 @@ def arrival(message: Received) -> Arrival:
     if not 1 <= version <= VERSION_MAX:
         raise PoisonError(message, f"ce_sequence is no version: {sequence}")
     return Arrival(key, version, type_)
+
+
+def happened_at(message: Received) -> datetime:
+    """The time of the event (CloudEvents 1.0, `time`). PoisonError when there is none, or it has no offset."""
+    try:
+        at = datetime.fromisoformat(message.headers.get("ce_time", b"").decode())
+    except ValueError as error:
+        raise PoisonError(message, f"ce_time is no time: {error}") from error
+    if at.tzinfo is None:
+        raise PoisonError(message, f"ce_time has no offset: {at}")
+    return at
 
 
 class Inbox:
@@ -102,11 +115,20 @@ RETURNING 1
         """
         return [verdict for verdict, _ in await self._judged(connection, topic, arrivals)]
 
-    async def judge_changes(self, connection: WriteConnection, topic: str, messages: Sequence[Received]) -> list[bool]:
+    async def judge_changes(
+        self,
+        connection: WriteConnection,
+        topic: str,
+        messages: Sequence[Received],
+        *,
+        known_since: datetime | None = None,
+    ) -> list[bool]:
         """Which of `messages` to apply, for a consumer to whom each version says only what changed; the rest is stale.
 
-        Otherwise as `judge`. PoisonError; GapError when one is not the next version of its key: let it out of the
-        transaction, so that the consumer fills the gaps and hands all of it over again.
+        Of a key that the inbox does not know, what happened before `known_since` is stale too: its row was forgotten,
+        not its effect. Say it where an effect must not come twice after that. Otherwise as `judge`. PoisonError;
+        GapError when one is not the next version of its key: let it out of the transaction, so that the consumer fills
+        the gaps and hands all of it over again.
         """
         arrivals = [arrival(message) for message in messages]
         judged = await self._judged(connection, topic, arrivals)
@@ -117,7 +139,12 @@ RETURNING 1
         ]
         if gaps:
             raise GapError(gaps)
-        return [verdict is Verdict.NEXT for verdict, _ in judged]
+        unknown = {one.key for one, (_, last) in zip(arrivals, judged, strict=True) if last == 0}
+        return [
+            verdict is Verdict.NEXT
+            and not (known_since is not None and one.key in unknown and happened_at(message) < known_since)
+            for message, one, (verdict, _) in zip(messages, arrivals, judged, strict=True)
+        ]
 
     async def _judged(
         self, connection: WriteConnection, topic: str, arrivals: Sequence[Arrival]

@@ -1,5 +1,6 @@
 """Where a stack's servers are, its own or those given instead."""
 
+import json
 from dataclasses import dataclass
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
@@ -10,6 +11,7 @@ from services.embedded.settings import HOST, ISSUER, StackSettings
 from services.embedded.valkey import Valkey
 
 REPORTS_ROLE = "orders_reports"
+REPLICA_ENDPOINT = "postgres_replica"  # in endpoints.json
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,23 @@ class Addresses:
             replica=settings.replica_url
             or (with_user(Replica.of(settings).url, REPORTS_ROLE, None) if replica else None),
         )
+
+    @classmethod
+    def running(cls, settings: StackSettings) -> "Addresses":
+        """Of the stack that runs in this home: with its replica, if `endpoints.json` tells of one."""
+        try:
+            endpoints = json.loads((settings.home / "endpoints.json").read_bytes())
+        except FileNotFoundError:
+            endpoints = {}
+        return cls.of(settings, replica=not settings.postgres_url and REPLICA_ENDPOINT in endpoints)
+
+    @property
+    def replica_as_owner(self) -> str | None:
+        """The replica as the owner of the database, who may read all of it, and there change nothing."""
+        owner = urlsplit(self.postgres)
+        if self.replica is None:
+            return None
+        return with_user(self.replica, unquote(owner.username or ""), unquote(owner.password or "") or None)
 
     def postgres_as(self, role: str) -> str:
         """The database as `role`."""

@@ -7,11 +7,12 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, 
 from contextlib import AsyncExitStack, contextmanager
 from types import TracebackType
 from typing import Final, Self
+from urllib.parse import urlsplit
 
 import structlog
 
 from services.embedded import records
-from services.embedded.addresses import Addresses
+from services.embedded.addresses import REPLICA_ENDPOINT, Addresses, with_user
 from services.embedded.child import Child
 from services.embedded.edge import Edge, nginx
 from services.embedded.errors import StackError, from_system
@@ -173,11 +174,20 @@ class Stack:
             **{edge.name: edge.url for edge in self._edges},
             "metrics": {part.name: part.metrics_url for part in self._processes if part.metrics_port},
             **({"postgres": inspection} if inspection else {}),
+            **self._replica_described(inspection),
             "valkey": self.addresses.valkey,
             "kafka": self.addresses.kafka,
             **({"issuer": self.addresses.issuer} if self.settings.issuer_url else {}),
             **({"provider": self.settings.provider_url} if self.settings.provider_url else {}),
         }
+
+    def _replica_described(self, inspection: str | None) -> dict[str, object]:
+        """As the role that inspects: it has come there with all the rest."""
+        where = f"postgresql://{HOST}:{self._replica.port}/{DATABASE}" if self._replica else self.addresses.replica
+        if not inspection or not where:
+            return {}
+        parts = urlsplit(inspection)
+        return {REPLICA_ENDPOINT: with_user(where, parts.username or "", parts.password)}
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """Orders with all that is stored of them, read a month at a time, and the rows that their events tell."""
 
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from functools import lru_cache
@@ -11,37 +10,15 @@ from uuid import UUID
 import orjson
 
 from services.common import clock, ids
-from services.common.db import Database, Row, WriteConnection
+from services.common.db import Row, WriteConnection
 from services.contracts.orders import Event, Order, fold
 from services.orders.tables import order_items, orders
-
-_PATIENCE_SECONDS: Final = 86_400.0  # for one statement: the pool's own limit is meant for requests
-
-# An operator's session: no haste, plans for the month at hand, and memory for one month's sort but not for more.
-_SESSION: Final = """
-SET statement_timeout = 0; SET transaction_timeout = 0; SET idle_in_transaction_session_timeout = 0;
-SET plan_cache_mode = force_custom_plan; SET enable_seqscan = on; SET enable_partitionwise_join = on;
-SET work_mem = '32MB'
-"""
 
 Progress = Callable[[str, int, int], None]  # what is being done, and how much of how much is
 
 
 def silent(_what: str, _done: int, _total: int) -> None:
     """No progress is shown."""
-
-
-@asynccontextmanager
-async def unhurried(url: str, application_name: str) -> AsyncIterator[WriteConnection]:
-    """One connection without the limits of a request."""
-    database = Database(url, application_name=application_name, size_max=1, command_timeout_seconds=_PATIENCE_SECONDS)
-    await database.open()
-    try:
-        async with database.session() as connection:
-            await connection.execute(_SESSION)
-            yield connection
-    finally:
-        await database.close()
 
 
 async def months_of(connection: WriteConnection) -> list[datetime]:
@@ -52,8 +29,21 @@ async def months_of(connection: WriteConnection) -> list[datetime]:
     return [row["month"] for row in rows]
 
 
+async def as_of(connection: WriteConnection) -> datetime | None:
+    """All that was committed by then can be read here; None on a primary, where that is now.
+
+    By the heartbeat (`reports`) also while nothing else is committed.
+    """
+    at: datetime | None = await connection.fetchval(
+        "SELECT CASE WHEN pg_is_in_recovery() THEN greatest(at, pg_last_xact_replay_timestamp()) END"
+        " FROM orders.heartbeat"
+    )
+    return at
+
+
 _BATCH_ORDERS_MAX: Final = 2_000
 _BATCH_LINES: Final = 10_000  # wanted of a batch: orders of a thousand lines come in batches of ten
+_FIRST_ID: Final = UUID(int=0)
 _LAST_ID: Final = UUID(int=2**128 - 1)
 
 # What data that no event has makes of a fold.
@@ -77,7 +67,7 @@ _COLUMNS: Final = {
     "order_events": "order_id, version, type, data, actor,"
     """ to_char(occurred_at, 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS occurred_at""",
 }
-_BETWEEN: Final = "order_id > $3 AND order_id <= $4"
+BETWEEN: Final = "order_id > $3 AND order_id <= $4"
 AMONG: Final = "order_id = ANY($3)"
 
 
@@ -193,18 +183,56 @@ def _unlike(found: Mapping[str, Any], told: Mapping[str, Any]) -> list[str]:
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class Page:
+    """All that is stored of the orders of a month whose ids are over `bounds[2]` and not over `bounds[3]`.
+
+    The first two bounds are those of the month; all four are the first parameters of a statement about these orders.
+    """
+
+    bounds: tuple[datetime, datetime, UUID, UUID]
+    histories: list[History]
+
+
+@dataclass(slots=True)
+class Pages:
+    """The orders of a month, in the order of their ids, in pages small enough for memory: `read`, `turn`, until over.
+
+    Whoever cannot use a page that was read may read it again.
+    """
+
+    month: datetime
+    _after: UUID = _FIRST_ID
+    _size: int = _BATCH_ORDERS_MAX // 10
+
+    @property
+    def over(self) -> bool:
+        """There are no more."""
+        return self._after == _LAST_ID
+
+    async def read(self, connection: WriteConnection) -> Page:
+        """The page at hand. Four statements, of about _BATCH_LINES rows together."""
+        within = (self.month, clock.add_months(self.month, 1))
+        found = await connection.fetch(_IDS, *within, self._after, self._size)
+        upto = found[-1]["order_id"] if len(found) == self._size else _LAST_ID
+        bounds = (*within, self._after, upto)
+        return Page(bounds, await read(connection, BETWEEN, *bounds))
+
+    def turn(self, page: Page) -> None:
+        """The next page is at hand."""
+        lines = sum(len(history.items) + len(history.events) for history in page.histories)
+        size = min(2 * self._size, self._size * _BATCH_LINES // max(lines, 1))
+        self._size = max(10, min(_BATCH_ORDERS_MAX, size))
+        self._after = page.bounds[3]
+
+
 async def histories(connection: WriteConnection, month: datetime) -> AsyncIterator[list[History]]:
     """All orders of a month, in batches small enough for memory, in the order of their ids."""
-    within = (month, clock.add_months(month, 1))
-    after, size = UUID(int=0), _BATCH_ORDERS_MAX // 10
-    while after != _LAST_ID:
-        found = await connection.fetch(_IDS, *within, after, size)
-        upto = found[-1]["order_id"] if len(found) == size else _LAST_ID
-        batch = await read(connection, _BETWEEN, *within, after, upto)
-        yield batch
-        lines = sum(len(history.items) + len(history.events) for history in batch)
-        size = max(10, min(_BATCH_ORDERS_MAX, 2 * size, size * _BATCH_LINES // max(lines, 1)))
-        after = upto
+    pages = Pages(month)
+    while not pages.over:
+        page = await pages.read(connection)
+        yield page.histories
+        pages.turn(page)
 
 
 async def read(connection: WriteConnection, which: str, *arguments: object) -> list[History]:

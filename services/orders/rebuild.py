@@ -10,6 +10,7 @@ import orjson
 
 from services.common import clock, ids
 from services.common.db import WriteConnection
+from services.common.snapshots import unhurried
 from services.orders.histories import (
     AMONG,
     ITEM_COLUMNS,
@@ -23,41 +24,9 @@ from services.orders.histories import (
     order_row,
     read,
     silent,
-    unhurried,
 )
 from services.orders.recount import recount
-
-# What an order holds in reserve it has not shipped, until it is cancelled. `drift` is what is missing in inventory;
-# an order placed or changed meanwhile moves both sides alike, so it may be added later.
-STOCK_RESERVED: Final = """
-WITH held AS (
-    SELECT i.product_id, sum(i.quantity - i.shipped_quantity) AS units
-    FROM orders.order_items i JOIN orders.orders o USING (order_id, created_at, shard)
-    WHERE o.status <> 'cancelled'
-    GROUP BY i.product_id
-)
-SELECT product_id AS id, format('reserved is %s, its orders hold %s', s.reserved, coalesce(h.units, 0)) AS detail,
-       (coalesce(h.units, 0) - coalesce(s.reserved, 0))::bigint AS drift
-FROM orders.inventory s FULL JOIN held h USING (product_id)
-WHERE coalesce(s.reserved, 0) <> coalesce(h.units, 0)
-"""
-# Away is what is shipped and not returned.
-STOCK_ON_HAND: Final = """
-WITH moved AS (
-    SELECT product_id, sum(delta) AS units FROM orders.inventory_movements GROUP BY product_id
-), away AS (
-    SELECT product_id, sum(shipped_quantity - returned_quantity) AS units FROM orders.order_items GROUP BY product_id
-), kept AS (
-    SELECT product_id, coalesce(m.units, 0) - coalesce(a.units, 0) AS units
-    FROM moved m FULL JOIN away a USING (product_id)
-)
-SELECT product_id AS id,
-       format('on_hand is %s, movements less what is away make %s', s.on_hand, coalesce(k.units, 0)) AS detail,
-       (coalesce(k.units, 0) - coalesce(s.on_hand, 0))::bigint AS drift
-FROM orders.inventory s FULL JOIN kept k USING (product_id)
-WHERE coalesce(s.on_hand, 0) <> coalesce(k.units, 0)
-"""
-
+from services.orders.tally import STOCK_ON_HAND, STOCK_RESERVED
 
 _KEY: Final = ("order_id", "created_at", "shard")
 # Updated in place, never deleted: a command that waits for the row would find it gone, and take that for an answer.
@@ -162,7 +131,7 @@ async def _mend_stock(connection: WriteConnection, result: Rebuilt) -> None:
     drift: dict[UUID, list[int]] = {}
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         for place, sql in enumerate((STOCK_ON_HAND, STOCK_RESERVED)):
-            for row in await connection.fetch(sql):
+            for row in await connection.fetch(sql.format(of="TRUE")):
                 drift.setdefault(row["id"], [0, 0])[place] = row["drift"]
     mended = await connection.fetch(
         _MEND, list(drift), *([units[place] for units in drift.values()] for place in (0, 1))

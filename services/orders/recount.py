@@ -1,6 +1,7 @@
 """Whether the rollups are what the counted events make, and how they are set right."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from services.common.db import WriteConnection
@@ -10,13 +11,36 @@ from services.orders.repository import INBOX_CONSUMER
 from services.orders.rollups import ADD, COUNTED_AFTER, UncountableError, count, records
 from services.orders.sales import PRODUCT_SALES, SALES, STATUS_COUNTS, Deltas
 
-_COUNTED: Final = f"""
+# Events of one day's sums: of orders made on it, by their ids from $2 to $3, and of those that pages have found to have
+# one there ($4), or whose events were counted since ($5; never when NULL). Primary keys; one partition an order.
+_OF_DAY: Final = f"""(
+    SELECT * FROM orders.order_events
+    WHERE order_id >= $2 AND order_id < $3
+      AND created_at >= uuid_extract_timestamp($2) AND created_at < uuid_extract_timestamp($3)
+    UNION ALL
+    SELECT e.*
+    FROM (
+        SELECT unnest($4::uuid[]) AS order_id
+        UNION
+        SELECT key::uuid FROM orders.inbox
+        WHERE consumer = '{INBOX_CONSUMER}' AND topic = '{ORDERS_TOPIC}' AND updated_at >= $5
+    ) other
+    CROSS JOIN LATERAL (
+        SELECT * FROM orders.order_events e
+        WHERE e.order_id = other.order_id AND e.created_at = uuid_extract_timestamp(other.order_id)
+    ) e
+    WHERE NOT (other.order_id >= $2 AND other.order_id < $3)
+)"""  # noqa: S608 # constants
+
+
+def _counted(events: str) -> str:
+    return f"""
 WITH counted AS MATERIALIZED (
     SELECT e.order_id, e.created_at, e.shard, e.version, e.type, (e.occurred_at AT TIME ZONE 'UTC')::date AS day,
            e.data -> 'after' ->> 'currency' AS currency, e.data -> 'after' ->> 'status' AS status,
            (e.data -> 'after' ->> 'total_amount')::numeric AS total,
            CASE WHEN e.type IN ('{EventType.PLACED}', '{EventType.REFUNDED}') THEN e.data -> 'change' END AS change
-    FROM orders.order_events e
+    FROM {events} e
     LEFT JOIN orders.inbox i
         ON i.consumer = '{INBOX_CONSUMER}' AND i.topic = '{ORDERS_TOPIC}' AND i.key = e.order_id::text
     WHERE CASE WHEN i.key IS NULL THEN e.occurred_at < now() - {COUNTED_AFTER} ELSE e.version <= i.last_version END
@@ -24,22 +48,40 @@ WITH counted AS MATERIALIZED (
 """  # noqa: S608 # what is put in are constants
 
 
-def _drift(table: str, keys: str, columns: Sequence[str], told: str) -> str:
-    """Rows of `table` that are not what `told` makes of the counted events: id, detail, keys, and both sums."""
-    kept = f"SELECT {keys}, ARRAY[{', '.join(columns)}]::numeric[] AS sums FROM orders.{table}"  # noqa: S608 # constants
-    none = f"array_fill(0::numeric, ARRAY[{len(columns)}])"
-    return f"""{_COUNTED}, told AS ({told})
-SELECT concat_ws(' ', {keys}) AS id, {keys}, coalesce(kept.sums, {none}) AS kept, coalesce(told.sums, {none}) AS told,
-       format('{", ".join(columns)} are %s, the counted events make %s', coalesce(kept.sums, {none}),
-              coalesce(told.sums, {none})) AS detail
-FROM ({kept}) kept FULL JOIN told USING ({keys})
-WHERE coalesce(kept.sums, {none}) <> coalesce(told.sums, {none})
-"""  # noqa: S608 # the same
+@dataclass(frozen=True, slots=True)
+class _Rollup:
+    """A table of sums, what its rows stand for (the day first), its sums, and what `counted` makes of them."""
+
+    table: str
+    keys: str
+    columns: Sequence[str]
+    told: str
+
+    def kept_and_told(self, within: str = "TRUE") -> str:
+        """Two queries of a WITH, `<table>_kept` and `<table>_told`, of the rows `within`."""
+        return f"""{self.table}_told AS (SELECT * FROM ({self.told}) t WHERE {within}), {self.table}_kept AS (
+    SELECT {self.keys}, ARRAY[{", ".join(self.columns)}]::numeric[] AS sums FROM orders.{self.table} WHERE {within}
+)"""  # noqa: S608 # constants
+
+    @property
+    def drift(self) -> str:
+        """Rows that are not what the counted events make: id, detail, keys, and both sums."""
+        none = f"array_fill(0::numeric, ARRAY[{len(self.columns)}])"
+        kept, told = f"coalesce(kept.sums, {none})", f"coalesce(told.sums, {none})"
+        return f"""
+SELECT concat_ws(' ', {self.keys}) AS id, {self.keys}, {kept} AS kept, {told} AS told,
+       format('{", ".join(self.columns)} are %s, the counted events make %s', {kept}, {told}) AS detail
+FROM {self.table}_kept kept FULL JOIN {self.table}_told told USING ({self.keys})
+WHERE {kept} <> {told}"""  # noqa: S608 # the same
+
+    @property
+    def day(self) -> str:
+        """The name of its first key."""
+        return self.keys.partition(",")[0]
 
 
-# By table: what is wrong in it, in one snapshot, however far the projector has come.
-DRIFT: Final = {
-    "sales_daily": _drift(
+_ROLLUPS: Final = (
+    _Rollup(
         "sales_daily",
         "day, currency",
         SALES,
@@ -63,7 +105,7 @@ DRIFT: Final = {
         GROUP BY day, currency
         """,
     ),
-    "sales_daily_product": _drift(
+    _Rollup(
         # By the lines, which are what the events tell by another rule: there is no ULID in SQL.
         "sales_daily_product",
         "day, currency, product_id",
@@ -76,7 +118,7 @@ DRIFT: Final = {
         GROUP BY c.day, c.currency, i.product_id
         """,
     ),
-    "orders_by_status": _drift(
+    _Rollup(
         "orders_by_status",
         "placed_on, currency, status",
         STATUS_COUNTS,
@@ -89,7 +131,23 @@ DRIFT: Final = {
         GROUP BY placed_on, currency, status
         """,
     ),
+)
+# By table: what is wrong in it, in one snapshot, however far the projector has come.
+DRIFT: Final = {
+    rollup.table: f"{_counted('orders.order_events')}, {rollup.kept_and_told()} {rollup.drift}" for rollup in _ROLLUPS
 }
+# The same of one day ($1; the other parameters are those of _OF_DAY) in all tables at once, which events are read for
+# once: rollup, id, detail, at most so many of each.
+DRIFT_MAX: Final = 20
+DRIFT_OF_DAY: Final = (
+    f"{_counted(_OF_DAY)}, "  # noqa: S608 # constants
+    + ", ".join(rollup.kept_and_told(f"{rollup.day} = $1") for rollup in _ROLLUPS)
+    + " UNION ALL ".join(
+        f" (SELECT '{rollup.table}' AS rollup, id, detail FROM ({rollup.drift}) d LIMIT {DRIFT_MAX})"  # noqa: S608 # constants
+        for rollup in _ROLLUPS
+    )
+)
+ROLLUPS: Final = tuple(rollup.table for rollup in _ROLLUPS)
 
 # Of the last days, what no message was counted for: the topic has lost it, it was loaded, or it is on its way.
 _UNCOUNTED: Final = f"""

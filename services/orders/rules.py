@@ -2,28 +2,44 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Final
 
 from services.common import ids
 from services.contracts.orders import EventType
 from services.orders import domain
 from services.orders.domain import PAYMENT_TRANSITIONS, TRANSITIONS, CancelReason, S, Transition
-from services.orders.rebuild import STOCK_ON_HAND, STOCK_RESERVED
-from services.orders.recount import DRIFT
+from services.orders.histories import BETWEEN
+from services.orders.recount import ROLLUPS
 from services.orders.tables import PARTITIONED
+from services.orders.tally import STOCK_ON_HAND, STOCK_RESERVED
+
+
+class Scope(Enum):
+    """How much one snapshot has to hold for an invariant to be judged.
+
+    PAGE: some orders with all their rows; its statement is given `Page.bounds`. PRODUCTS: all lines of some products;
+    it is given their ids. DAY: all events of a day. TABLE: the whole table, which is a small one.
+    """
+
+    PAGE = auto()
+    PRODUCTS = auto()
+    DAY = auto()
+    TABLE = auto()
 
 
 @dataclass(frozen=True, slots=True)
 class Invariant:
-    """`sql` gives its violations (id, detail); None: the fold decides. `rows` is the table whose rows it judges.
+    """`sql` gives its violations (id, detail); None: the fold decides, or of days `recount.DRIFT_OF_DAY`.
 
-    A statement over a partitioned table is given a month, [$1, $2). `repair` says what to do about a violation.
+    `rows` is the table whose rows it judges. `repair` says what to do about a violation.
     """
 
     name: str
     rows: str
     sql: str | None
     repair: str
+    scope: Scope = Scope.PAGE
 
 
 _REBUILD: Final = "Run `orders rebuild`: it recreates the order and its lines from the events."
@@ -34,6 +50,10 @@ _PAYMENT_REPAIR: Final = (
 _STOCK_REPAIR: Final = "Run `orders rebuild`: it sets stock right by what orders and movements add up to."
 
 _ROLLUP_REPAIR: Final = "Run `orders rebuild`: it adds to the rollups what they are off by."
+
+
+_OF_PRODUCTS: Final = "product_id = ANY($1)"
+_OF_PAGE: Final = f"created_at >= $1 AND created_at < $2 AND {BETWEEN}"
 
 
 def _moves(rows: Iterable[Transition[S]]) -> str:
@@ -55,7 +75,7 @@ SELECT order_id AS id, format('%s, %s: captured %s of %s, refunded %s, payment m
     payment_status, captured_amount, total_amount, refunded_amount, coalesce(payment_method, 'none'),
     coalesce(cancel_reason, 'none')) AS detail
 FROM orders.orders
-WHERE created_at >= $1 AND created_at < $2 AND (
+WHERE {_OF_PAGE} AND (
     CASE payment_status
         WHEN 'captured' THEN captured_amount = total_amount AND refunded_amount = 0
         WHEN 'partially_captured' THEN captured_amount BETWEEN 1 AND total_amount - 1 AND refunded_amount = 0
@@ -144,17 +164,17 @@ INVARIANTS: Final = (
     Invariant(
         "line_total",
         "order_items",
-        """
+        f"""
 SELECT order_id AS id, format('line %s: %s times %s is not %s', line_no, quantity, unit_price, line_total) AS detail
 FROM orders.order_items
-WHERE created_at >= $1 AND created_at < $2 AND line_total <> unit_price::numeric * quantity
-""",
+WHERE {_OF_PAGE} AND line_total <> unit_price::numeric * quantity
+""",  # noqa: S608 # what is put in is a constant
         _REBUILD,
     ),
     Invariant(
         "total_amount",
         "orders",
-        """
+        f"""
 SELECT order_id AS id, format('total_amount is %s, its lines and adjustments make %s', total_amount, made) AS detail
 FROM (
     SELECT o.order_id, o.total_amount, coalesce(i.amount, 0) + coalesce(
@@ -162,41 +182,41 @@ FROM (
     FROM orders.orders o
     LEFT JOIN (
         SELECT order_id, sum(line_total) AS amount FROM orders.order_items
-        WHERE created_at >= $1 AND created_at < $2 GROUP BY order_id
+        WHERE {_OF_PAGE} GROUP BY order_id
     ) i USING (order_id)
-    WHERE o.created_at >= $1 AND o.created_at < $2
+    WHERE {_OF_PAGE}
 ) o
 WHERE total_amount <> made
-""",
+""",  # noqa: S608 # what is put in is a constant
         _REBUILD,
     ),
     Invariant(
         "item_count",
         "orders",
-        """
+        f"""
 SELECT o.order_id AS id, format('item_count is %s, it has %s lines', o.item_count, coalesce(i.lines, 0)) AS detail
 FROM orders.orders o
 LEFT JOIN (
     SELECT order_id, count(*) AS lines FROM orders.order_items
-    WHERE created_at >= $1 AND created_at < $2 GROUP BY order_id
+    WHERE {_OF_PAGE} GROUP BY order_id
 ) i USING (order_id)
-WHERE o.created_at >= $1 AND o.created_at < $2 AND o.item_count <> coalesce(i.lines, 0)
-""",
+WHERE {_OF_PAGE} AND o.item_count <> coalesce(i.lines, 0)
+""",  # noqa: S608 # what is put in is a constant
         _REBUILD,
     ),
     Invariant(
         "versions_1_to_n",
         "order_events",
-        """
+        f"""
 SELECT order_id AS id, format('version is %s, its events are %s, from %s to %s',
     o.version, coalesce(e.events, 0), e.first, e.last) AS detail
-FROM (SELECT order_id, version FROM orders.orders WHERE created_at >= $1 AND created_at < $2) o
+FROM (SELECT order_id, version FROM orders.orders WHERE {_OF_PAGE}) o
 FULL JOIN (
     SELECT order_id, count(*) AS events, min(version) AS first, max(version) AS last FROM orders.order_events
-    WHERE created_at >= $1 AND created_at < $2 GROUP BY order_id
+    WHERE {_OF_PAGE} GROUP BY order_id
 ) e USING (order_id)
 WHERE (e.first = 1 AND e.last = e.events AND o.version = e.last) IS NOT TRUE
-""",
+""",  # noqa: S608 # what is put in is a constant
         "If all events are there, run `orders rebuild`; a lost event has to come back from a backup or from the topic.",
     ),
     Invariant(
@@ -213,7 +233,7 @@ FROM (
         SELECT order_id, created_at, shard, version, type, data -> 'after' ->> 'status' AS status,
                data -> 'after' ->> 'payment_status' AS payment_status, data -> 'change' ->> 'payment_method' AS method
         FROM orders.order_events
-        WHERE created_at >= $1 AND created_at < $2
+        WHERE {_OF_PAGE}
     ) e
     WINDOW one_order AS (PARTITION BY order_id, created_at, shard ORDER BY version)
 ) e
@@ -229,19 +249,19 @@ END IS NOT TRUE
     Invariant(
         "amounts_within_total",
         "orders",
-        """
+        f"""
 SELECT order_id AS id, format('refunded %s, captured %s, total %s', refunded_amount, captured_amount, total_amount)
     AS detail
 FROM orders.orders
-WHERE created_at >= $1 AND created_at < $2
+WHERE {_OF_PAGE}
   AND (0 <= refunded_amount AND refunded_amount <= captured_amount AND captured_amount <= total_amount) IS NOT TRUE
-""",
+""",  # noqa: S608 # what is put in is a constant
         _PAYMENT_REPAIR,
     ),
     Invariant("payment_status_is_true", "orders", _PAYMENT_STATUS, _PAYMENT_REPAIR),
-    Invariant("stock_reserved", "inventory", STOCK_RESERVED, _STOCK_REPAIR),
-    Invariant("stock_on_hand", "inventory", STOCK_ON_HAND, _STOCK_REPAIR),
-    *(Invariant(f"{table}_is_sum", table, sql, _ROLLUP_REPAIR) for table, sql in DRIFT.items()),
+    Invariant("stock_reserved", "inventory", STOCK_RESERVED.format(of=_OF_PRODUCTS), _STOCK_REPAIR, Scope.PRODUCTS),
+    Invariant("stock_on_hand", "inventory", STOCK_ON_HAND.format(of=_OF_PRODUCTS), _STOCK_REPAIR, Scope.PRODUCTS),
+    *(Invariant(f"{table}_is_sum", table, None, _ROLLUP_REPAIR, Scope.DAY) for table in ROLLUPS),
     Invariant(
         "product_copy",
         "products",
@@ -259,6 +279,7 @@ WHERE c.product_id IS NULL OR p.version > c.version
 """,
         "Set its version to 0, or delete it when there is no such product; then let orders-projector read the topic"
         " anew, as docs/consuming.md says.",
+        Scope.TABLE,
     ),
     Invariant(
         "outbox_row_has_its_event",
@@ -277,11 +298,13 @@ WHERE e.order_id IS NULL OR o.slice <> o.shard % {ids.SLICES}
 """,  # noqa: S608 # what is put in are constants
         "The relay parks the order: see `orders outbox --parked`. Delete the row from relay.parked, or bring its event"
         " back from a backup; then `orders outbox --release` sends what waits for it.",
+        Scope.TABLE,
     ),
     Invariant(
         "partitions_present_and_alike",
         "months",
         _PARTITIONS,
         "A missing month: `orders partitions --create-ahead 3`. Otherwise make the partition what create_month makes.",
+        Scope.TABLE,
     ),
 )

@@ -19,6 +19,7 @@ import orjson
 from services.common import clock, ids
 from services.common.db import WriteConnection
 from services.common.ids import OrderKey
+from services.common.snapshots import unhurried
 from services.contracts.catalog import Product, ProductEventType
 from services.contracts.orders import Event, EventType, Order, apply
 from services.orders import domain, sales
@@ -30,7 +31,6 @@ from services.orders.histories import (
     item_rows,
     order_row,
     silent,
-    unhurried,
 )
 from services.orders.rollups import REMEMBERED_DAYS, add_loaded
 from services.orders.sales import Deltas

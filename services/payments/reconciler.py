@@ -4,17 +4,20 @@ What happened within the grace period is not held against anybody: events and an
 never be, not for a moment, has none: a confirmed order that nobody has authorised, an order that is charged twice.
 """
 
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Final
+from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from services.common import clock, db, ids
 from services.common.db import Database, Row, WriteConnection
+from services.common.snapshots import Snapshots
 from services.contracts.payments import Payment
 from services.payments.domain import standing_of
 from services.payments.provider import Provider, ProviderError, ProviderState, Standing, StepRefusedError
@@ -22,10 +25,15 @@ from services.payments.repository import payment_from
 
 SHOWN_MAX: Final = 20  # of one rule: enough to see what they have in common
 LEDGER_BATCH: Final = 500
+PAGE_ORDERS: Final = 5_000  # read in one snapshot
+_LAST_ID: Final = UUID(int=2**128 - 1)
 
 _TYPES: Final[Mapping[str, sa.types.TypeEngine[Any]]] = {
     "first": sa.TIMESTAMP(timezone=True),
     "after": sa.TIMESTAMP(timezone=True),
+    "over_id": sa.Uuid(),
+    "upto_id": sa.Uuid(),
+    "page_orders": sa.Integer(),
     "settled_before": sa.TIMESTAMP(timezone=True),
     "since": sa.TIMESTAMP(timezone=True),
     "order_ids": ARRAY(sa.Uuid()),
@@ -50,6 +58,17 @@ ORDER BY month
     _TYPES,
 )
 
+# The last id of a page of orders, none when the rest is less than a page. Primary key; one partition.
+_UPTO: Final = db.statement(
+    "reconcile_upto",
+    """
+SELECT order_id FROM orders.orders WHERE created_at >= :first AND created_at < :after AND order_id > :over_id
+ORDER BY order_id LIMIT 1 OFFSET :page_orders
+""",
+    _TYPES,
+)
+
+# Of a page of orders and payments. Primary keys; one partition of each.
 _ORDERS: Final = db.statement(
     "reconcile_orders",
     """
@@ -62,10 +81,12 @@ FROM (
                p.refunded_amount AS refunded, p.updated_at
         FROM (
             SELECT * FROM orders.orders
-            WHERE created_at >= :first AND created_at < :after AND payment_method IS NOT NULL
+            WHERE created_at >= :first AND created_at < :after AND order_id > :over_id AND order_id <= :upto_id
+              AND payment_method IS NOT NULL
         ) o
         FULL JOIN (
-            SELECT * FROM payments.payments WHERE created_at >= :first AND created_at < :after
+            SELECT * FROM payments.payments
+            WHERE created_at >= :first AND created_at < :after AND order_id > :over_id AND order_id <= :upto_id
         ) p USING (order_id)
     ) both_
     CROSS JOIN LATERAL (VALUES
@@ -160,44 +181,72 @@ class Reconciliation:
 
 
 async def reconcile(
-    database: Database, provider: Provider | None, *, now: datetime, grace: timedelta, since: datetime
+    database: Database,
+    provider: Provider | None,
+    *,
+    now: datetime,
+    grace: timedelta,
+    since: datetime,
+    pages: Snapshots | None = None,
+    pages_at: datetime | None = None,
 ) -> Reconciliation:
-    """Every rule has been looked at, months and ledger one after another; nothing is changed or locked.
+    """Every rule has been looked at, pages and ledger one after another; nothing is changed or locked.
 
     Of the ledger what was asked for `since`. Without a provider, or while it is away, the rest is checked. For a role
-    that may read both schemas; REPEATABLE READ, a snapshot a month.
+    that may read both schemas; REPEATABLE READ, a snapshot a page of orders. `pages` may be those of a replica as of
+    `pages_at`; `database` is the primary, as the ledger may know more than a replica does yet: that is read there, by
+    its ids.
     """
     made = Reconciliation()
-    settled_before = now - grace
-    async with database.session() as connection:
-        for row in await _MONTHS.rows(connection):
-            async with _snapshot(connection):
-                made.findings += await _found(
-                    connection,
-                    _ORDERS,
-                    first=row["month"],
-                    after=clock.add_months(row["month"], 1),
-                    settled_before=settled_before,
-                )
-        async with _snapshot(connection):
-            made.findings += await _found(connection, _STEPS, settled_before=settled_before)
+    pages = pages or Snapshots(database)
+    settled_before = min(now, pages_at or now) - grace
+    for month in await pages.read(_months):
+        made.findings += await _of_month(pages, month, settled_before)
+    made.findings += await pages.read(partial(_unhurried_found, _STEPS, {"settled_before": settled_before}))
     if provider is None:
         made.unchecked = "no provider is named"
         return made
     try:
-        async for finding in _of_ledger(database, provider, settled_before, since, grace):
+        async for finding in _of_ledger(database, provider, now - grace, since, grace):
             made.findings.append(finding)
     except (ProviderError, StepRefusedError) as error:
         made.unchecked = f"{provider.name}: {error}"
     return made
 
 
-@asynccontextmanager
-async def _snapshot(connection: WriteConnection) -> AsyncIterator[None]:
-    """A snapshot without the limits of a request."""
-    async with connection.transaction(isolation="repeatable_read", readonly=True):
-        await connection.execute(_UNHURRIED)
-        yield
+async def _months(connection: WriteConnection) -> list[datetime]:
+    return [row["month"] for row in await _MONTHS.rows(connection)]
+
+
+async def _of_month(pages: Snapshots, month: datetime, settled_before: datetime) -> list[Finding]:
+    """Where a month's orders and their payments differ, at most SHOWN_MAX of a rule; a snapshot a page."""
+    found: list[Finding] = []
+    within: dict[str, object] = {"first": month, "after": clock.add_months(month, 1), "settled_before": settled_before}
+    over_id = UUID(int=0)
+    while over_id != _LAST_ID:
+        over_id, more = await pages.read(partial(_of_page, within, over_id))
+        seen = Counter(finding.rule for finding in found)
+        for finding in more:
+            seen[finding.rule] += 1
+            if seen[finding.rule] <= SHOWN_MAX:
+                found.append(finding)
+    return found
+
+
+async def _of_page(
+    within: Mapping[str, object], over_id: UUID, connection: WriteConnection
+) -> tuple[UUID, list[Finding]]:
+    """The last id of the page after `over_id`, and where its orders and their payments differ."""
+    rows = await _UPTO.rows(connection, over_id=over_id, page_orders=PAGE_ORDERS, **within)
+    upto_id = rows[0]["order_id"] if rows else _LAST_ID
+    return upto_id, await _unhurried_found(_ORDERS, {**within, "over_id": over_id, "upto_id": upto_id}, connection)
+
+
+async def _unhurried_found(
+    statement: db.Statement, values: Mapping[str, object], connection: WriteConnection
+) -> list[Finding]:
+    await connection.execute(_UNHURRIED)
+    return await _found(connection, statement, **values)
 
 
 async def _found(connection: WriteConnection, statement: db.Statement, **values: object) -> list[Finding]:

@@ -198,6 +198,31 @@ async def test_a_gap_waits_while_the_api_is_away_and_is_filled_when_it_is_back(s
     await eventually(nothing_waits, "no partition waits")
 
 
+async def test_what_was_counted_before_the_inbox_forgot_is_not_counted_again(shop: Shop) -> None:
+    (product,) = await shop.products(1)
+    order = await shop.place(product, quantity=7)
+    await shop.ordered([product], 7)
+    # As if it had been placed, counted and forgotten long ago: the inbox keeps a row for 30 days.
+    async with shop.owner.transaction():
+        await shop.owner.execute("SET LOCAL session_replication_role = replica")
+        await shop.owner.execute(
+            "UPDATE orders.order_events SET occurred_at = occurred_at - INTERVAL '40 days' WHERE order_id = $1",
+            ids.from_text(order["order_id"]),
+        )
+    await shop.owner.execute("DELETE FROM demand.inbox WHERE key = $1", order["order_id"])
+    shipped = await shop.client.post(
+        f"/v1/orders/{order['order_id']}/ship", json={}, headers={**shop.headers("orders:fulfil"), "If-Match": '"1"'}
+    )
+    assert shipped.status_code == 200
+
+    async def gone_on() -> bool:
+        version = await shop.owner.fetchval("SELECT last_version FROM demand.inbox WHERE key = $1", order["order_id"])
+        return bool(version == 2)
+
+    await eventually(gone_on, "the shipment has come, and the gap before it is filled")
+    await shop.ordered([product], 7)
+
+
 async def test_poison_is_listed_and_redelivered_by_the_command_line(shop: Shop) -> None:
     key = ids.to_text(ids.new_id(clock.now()))
     headers = [("ce_type", b"order.placed"), ("ce_sequence", b"%020d" % 1)]

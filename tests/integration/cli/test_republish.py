@@ -282,7 +282,7 @@ async def test_the_command_publishes_to_a_topic_of_its_own_unless_told(
         assert done.returncode == 0, done.stderr
         told = orjson.loads(done.stdout)
         assert told.pop("seconds") > 0
-        assert told == {"topic": "orders.events.v1.republished", "events": 4, "orders": 1, "left": []}
+        assert told == {"topic": "orders.events.v1.republished", "events": 4, "orders": 1, "as_of": None, "left": []}
         await anew.of(order["order_id"], 4)
         await live.poll()
         assert live.versions(order["order_id"]) == []

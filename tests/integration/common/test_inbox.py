@@ -2,13 +2,18 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
 from typing import TypeAlias
 
 import asyncpg
 import pytest
 
+from services.common import clock
 from services.common.db import Database
-from services.common.inbox import Arrival, Inbox, Verdict
+from services.common.handle import PoisonError
+from services.common.inbox import REMEMBERED, Arrival, Inbox, Verdict
+from services.common.stream import Received
+from services.contracts import envelope
 from tests.conftest import AsRole
 from tests.faults.waiting import eventually
 
@@ -103,3 +108,36 @@ async def test_of_two_that_have_the_same_messages_the_second_waits_and_finds_the
         await eventually(waits, "the second waits")
     assert await second == [STALE, STALE, NEXT, STALE, NEXT]
     assert await last_versions(owner) == {"a": 2, "b": 4}
+
+
+def change(key: str, version: int, age: timedelta) -> Received:
+    headers = envelope.headers(
+        event_id="e",
+        type_="type",
+        source="s",
+        subject=key,
+        time=clock.to_text(clock.now() - age),
+        version=version,
+        traceparent=None,
+    )
+    return Received(0, version, key.encode(), b"", dict(headers), 0)
+
+
+async def test_old_changes_of_a_key_whose_row_was_forgotten_are_not_applied_again(
+    inbox: Inbox, database: Database, owner: Owner
+) -> None:
+    old, young = timedelta(days=40), timedelta(hours=1)
+
+    async def applied(*messages: Received) -> list[bool]:
+        async with database.transaction() as connection:
+            return await inbox.judge_changes(connection, TOPIC, messages, known_since=clock.now() - REMEMBERED)
+
+    assert await applied(change("new", 1, young), change("new", 2, young)) == [True, True]
+    assert await applied(change("late", 1, young)) == [True]
+    assert await applied(change("late", 2, old), change("late", 3, young)) == [True, True], "its row is there"
+    await owner.execute("DELETE FROM orders.inbox")
+    assert await applied(change("new", 1, old), change("new", 2, old), change("new", 3, young)) == [False, False, True]
+    assert await last_versions(owner) == {"new": 3}
+    assert await applied(change("new", 4, old)) == [True]
+    with pytest.raises(PoisonError, match="ce_time"):
+        await applied(Received(0, 9, b"x", b"", {**change("x", 1, old).headers, "ce_time": b"yesterday"}, 0))

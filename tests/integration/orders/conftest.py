@@ -12,10 +12,14 @@ import httpx
 import pytest
 import uvicorn
 
-from services.cli import openapi
+from services.cli import migrate, openapi
 from services.common import clock
+from services.embedded.room import free_port_base
+from services.embedded.settings import StackSettings
+from services.embedded.supervisor import Stack
 from services.orders import api
 from services.orders.settings import OrdersSettings
+from tests.conftest import UNUSED_KAFKA
 from tests.contracts.description import Description
 from tests.shop import Shop, opened_shop
 
@@ -51,6 +55,23 @@ def open_shop(
             yield shop
 
     return opened
+
+
+@pytest.fixture(scope="package")
+async def replicated(tmp_path_factory: pytest.TempPathFactory, valkey_url: str) -> AsyncIterator[Stack]:
+    """A PostgreSQL with a replica."""
+
+    async def prepare(started: Stack) -> None:
+        await asyncio.to_thread(migrate.upgrade, started.addresses.postgres)
+
+    settings = StackSettings(
+        home=tmp_path_factory.mktemp("replicated"),
+        port_base=free_port_base(),
+        valkey_url=valkey_url,
+        kafka_url=UNUSED_KAFKA,
+    )
+    async with Stack(settings, processes=(), prepare=prepare, durable=False, replica=True) as started:
+        yield started
 
 
 @dataclass

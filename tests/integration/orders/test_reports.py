@@ -1,6 +1,5 @@
 """Reports of sales: from a real streaming replica and from nowhere else, as of when it is, or not at all."""
 
-import asyncio
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -12,17 +11,14 @@ import asyncpg
 import httpx
 import pytest
 
-from services.cli import migrate, openapi
+from services.cli import openapi
 from services.common import clock, ids
 from services.common.db import Database
 from services.embedded.addresses import with_user
-from services.embedded.room import free_port_base
-from services.embedded.settings import StackSettings
 from services.embedded.supervisor import Stack
 from services.orders import reports
 from services.orders.sales import SALES
 from services.orders.settings import OrdersSettings
-from tests.conftest import UNUSED_KAFKA
 from tests.contracts.description import Description, refused
 from tests.faults.waiting import eventually
 from tests.shop import AUDIENCE, Shop, opened_shop
@@ -38,23 +34,6 @@ DAYS = {
     ("2026-11-30", "USD"): (2, 3, 300, 0, 0, 1, 100, 50),
     ("2026-12-01", "USD"): (7, 7, 700, 0, 0, 0, 0, 0),
 }
-
-
-@pytest.fixture(scope="module")
-async def replicated(tmp_path_factory: pytest.TempPathFactory, valkey_url: str) -> AsyncIterator[Stack]:
-    """A PostgreSQL with a replica, and something sold."""
-
-    async def prepare(started: Stack) -> None:
-        await asyncio.to_thread(migrate.upgrade, started.addresses.postgres)
-
-    settings = StackSettings(
-        home=tmp_path_factory.mktemp("replicated"),
-        port_base=free_port_base(),
-        valkey_url=valkey_url,
-        kafka_url=UNUSED_KAFKA,
-    )
-    async with Stack(settings, processes=(), prepare=prepare, durable=False, replica=True) as started:
-        yield started
 
 
 @pytest.fixture

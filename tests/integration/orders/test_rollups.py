@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Iterable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -14,15 +14,16 @@ import pytest
 from services.common import clock, ids
 from services.common.db import Database, TransientError
 from services.common.handle import PoisonError
+from services.common.snapshots import unhurried
 from services.common.stream import Message, Received, ensure_topic
 from services.contracts import envelope
 from services.orders import projections, recount
-from services.orders.histories import unhurried
 from services.orders.invariants import verify
 from services.orders.rebuild import rebuild
 from tests.conftest import AsRole
 from tests.consuming import Group, metric
 from tests.faults.waiting import eventually
+from tests.integration.orders.conftest import OpenShop
 from tests.product_events import publish
 from tests.shop import Shop
 
@@ -123,6 +124,47 @@ async def test_what_comes_again_in_other_batches_and_from_two_processes_counts_o
         assert await counted(database, [one]) == {"stale": 1}
     assert await rollups(owner) == before
     assert (await verify(database_url)).violated == []
+
+
+async def test_no_sum_is_told_wrong_while_orders_of_any_age_are_placed_cancelled_and_counted(
+    shop: Shop, open_shop: OpenShop, database: Database, owner: Owner, database_url: str
+) -> None:
+    product = await shop.product(stock=10_000)
+    old: list[dict[str, Any]] = []
+    for age in (timedelta(days=20), timedelta(days=1)):
+        at = clock.now() - age
+        async with open_shop(partial(_always, at)) as then:
+            then.buyer = shop.buyer
+            old += [await then.placed((product, 1)) for _ in range(8)]
+    async with unhurried(database_url, "test") as connection:
+        await recount.recount(connection)
+    for order in old[::4]:
+        await shop.command(order, "cancel")
+    await counted(database, await published(owner))
+    # Counted so long ago that only the pages tell whose cancellations are among today's.
+    await owner.execute("UPDATE orders.inbox SET updated_at = now() - INTERVAL '1 day'")
+    assert (await verify(database_url)).violated == []
+    left = [order for number, order in enumerate(old) if number % 4]
+    over = asyncio.Event()
+
+    async def trade() -> None:
+        while left or not over.is_set():
+            if left:
+                await shop.command(left.pop(), "cancel")
+            await shop.placed((product, 1))
+            await counted(database, await published(owner))
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(trade())
+        reports = [await verify(database_url) for _ in range(8)]
+        over.set()
+    assert [message for report in reports for verdict in report.verdicts for message in verdict.messages] == []
+    assert reports[-1].verdicts[0].rows > reports[0].verdicts[0].rows
+    assert (await verify(database_url)).violated == []
+
+
+def _always(at: datetime) -> datetime:
+    return at
 
 
 async def test_events_of_which_no_message_came_are_counted_with_the_next_of_their_order(

@@ -11,8 +11,9 @@ import orjson
 import pytest
 
 from services.common import clock, ids
-from services.orders.invariants import SHOWN_MAX, verify
+from services.orders.invariants import verify
 from services.orders.rules import INVARIANTS
+from services.orders.verdicts import SHOWN_MAX
 from tests.conftest import with_database
 from tests.shop import Shop
 
