@@ -1,0 +1,211 @@
+"""The journeys of scenarios.json as users of Locust: docs/load.md. `make load` runs this, and so does
+
+LOAD_SCENARIO=mixed LOAD_RATE=100 LOAD_SECONDS=120 LOAD_WARM_SECONDS=10 LOAD_TARGETS=<file> LOAD_SAMPLES=<file> \
+    LOAD_SUMMARY=<file> PYTHONPATH=. loadtests/locust/.venv/bin/locust -f loadtests/locust --headless --processes 2
+
+Workers send what they have measured to the master, which writes it down, judges it when all have ended, and exits
+with 1 when an objective is missed.
+"""
+
+import csv
+import json
+import os
+import random
+import time
+import uuid
+from collections import Counter
+from itertools import cycle, islice
+from pathlib import Path
+from urllib.parse import quote
+
+import gevent
+from locust import FastHttpUser, LoadTestShape, events, task
+from locust.runners import MasterRunner
+
+from loadtests.load import samples, scenario
+from loadtests.load.scenario import OBJECTIVES, Objectives
+
+TARGETS = json.loads(Path(os.environ["LOAD_TARGETS"]).read_text())
+ADDRESSES = TARGETS["addresses"][0]
+SCENARIO = scenario.read(os.environ.get("LOAD_SCENARIO", "mixed"), reports=ADDRESSES["report"] is not None)
+RATE = float(os.environ.get("LOAD_RATE", "10"))  # requests a second
+SECONDS = float(os.environ.get("LOAD_SECONDS", "0")) or SCENARIO.seconds or 120.0
+WARM_SECONDS = float(os.environ.get("LOAD_WARM_SECONDS", "10"))
+USERS = SCENARIO.users(RATE)
+PACE_SECONDS = USERS * SCENARIO.requests_per_journey / RATE  # so that all of them together make the rate
+
+measured: list[list[object]] = []  # of a worker, rows of samples.COLUMNS not sent yet
+counts: Counter[str] = Counter()  # "acknowledged", "dropped" and "failed", of a worker those not sent yet
+rows: list[list[object]] = []  # of the master, all of them
+warm_at = 0.0
+
+
+class Visitor(FastHttpUser):
+    """Makes a journey every PACE_SECONDS, in turn, each time as another customer. A failed request ends its journey."""
+
+    host = ADDRESSES["orders"]
+    network_timeout = connection_timeout = 30.0
+
+    def on_start(self) -> None:
+        """Users begin anywhere in the mix and spread over the pace, or all would ask at once."""
+        self.journeys = islice(cycle(SCENARIO.deck), random.randrange(len(SCENARIO.deck)), None)
+        gevent.sleep(random.random() * PACE_SECONDS)
+        self.due_at = time.perf_counter()
+
+    def wait_time(self) -> float:
+        """Until the next journey is due. One that is due before this has ended is dropped."""
+        self.due_at += PACE_SECONDS
+        while (wait := self.due_at - time.perf_counter()) < 0:
+            counts["dropped"] += 1
+            self.due_at += PACE_SECONDS
+        return wait
+
+    @task
+    def journey(self) -> None:
+        """The next one."""
+        customer = popular(TARGETS["customers"])
+        self.buyer, self.reader = random.choice(TARGETS["buyers"]), customer["token"]
+        self.order_id, self.product = random.choice(customer["orders"]), popular(TARGETS["products"])
+        self.word = random.choice(TARGETS["words"])
+        for name in next(self.journeys):
+            if not getattr(self, name)(name):
+                return
+
+    def list_products(self, name: str) -> bool:
+        """Of the catalogue, the first page."""
+        return self.ask(name, f"{ADDRESSES['catalog']}/v1/products?limit=20")
+
+    def search_products(self, name: str) -> bool:
+        """By a word."""
+        return self.ask(name, f"{ADDRESSES['catalog']}/v1/search?limit=20&q={quote(self.word)}")
+
+    def get_product(self, name: str) -> bool:
+        """Of the catalogue."""
+        return self.ask(name, f"{ADDRESSES['catalog']}/v1/products/{self.product}")
+
+    def get_inventory(self, name: str) -> bool:
+        """Of the product."""
+        return self.ask(name, f"/v1/inventory/{self.product}", self.buyer)
+
+    def place_order(self, name: str) -> bool:
+        """Of one unit of the product."""
+        return self.place(name, self.product)
+
+    def place_of_one_product(self, name: str) -> bool:
+        """Of one unit of what everybody wants, while there is any."""
+        return self.place(name, ADDRESSES["sale"])
+
+    def get_order(self, name: str) -> bool:
+        """One's own."""
+        return self.ask(name, f"/v1/orders/{self.order_id}", self.reader)
+
+    def get_order_events(self, name: str) -> bool:
+        """Of one's own order."""
+        return self.ask(name, f"/v1/orders/{self.order_id}/events", self.reader)
+
+    def list_orders(self, name: str) -> bool:
+        """One's own."""
+        return self.ask(name, "/v1/orders?limit=20", self.reader)
+
+    def list_summaries(self, name: str) -> bool:
+        """As staff."""
+        return self.ask(name, "/v1/order-summaries?limit=20", ADDRESSES["staff"])
+
+    def get_sales(self, name: str) -> bool:
+        """As staff, of the last weeks."""
+        return self.ask(name, f"/v1/reports/sales?{ADDRESSES['report']}", ADDRESSES["staff"])
+
+    def place(self, name: str, product: str) -> bool:
+        """Under a key of its own. The order is the one that the journey goes on with."""
+        body = {"currency": "USD", "items": [{"product_id": product, "quantity": 1}]}
+        self.reader = self.buyer
+        return self.ask(name, "/v1/orders", self.buyer, body=body, key=str(uuid.uuid4()))
+
+    def ask(self, name: str, path: str, token: str | None = None, *, body: object = None, key: str = "") -> bool:
+        """Whether the answer is a good one. It is measured, whatever it is."""
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        if key:
+            headers["Idempotency-Key"] = key
+        with self.client.request(
+            "POST" if body else "GET", path, name=name, json=body, headers=headers, catch_response=True
+        ) as response:
+            db_ms = samples.database_ms((response.headers or {}).get("Server-Timing"))
+            placed = response.status_code == 201
+            sold_out = name == "place_of_one_product" and response.status_code == 409
+            good = placed if body else response.status_code == 200
+            if sold_out:
+                good = json.loads(response.text)["code"] == "out_of_stock"
+            good = good and db_ms is not None
+            if placed:
+                counts["acknowledged"] += 1
+                self.order_id = json.loads(response.text)["order_id"]
+            meta = response.request_meta
+            order_id = self.order_id if placed else ""
+            row = [meta["start_time"], name, response.status_code, meta["response_time"], db_ms, order_id]
+            measured.append(row)
+            if good:
+                response.success()
+            else:
+                counts["failed"] += 1
+                response.failure(f"{response.status_code} {response.error} {response.text}")
+        return good
+
+
+class Stages(LoadTestShape):
+    """The warm-up, then the scenario's stages, as so many users; None at the end."""
+
+    def tick(self) -> tuple[int, float] | None:
+        """Users, and how many more a second there may be."""
+        since = self.get_run_time() - WARM_SECONDS
+        times = SCENARIO.times(max(0.0, since / SECONDS))
+        return (round(USERS * times), 1_000) if times else None
+
+
+def popular(ranked: list) -> object:
+    """One by Zipf's law: what is on rank r in proportion to 1/r."""
+    return ranked[int(len(ranked) ** random.random()) - 1]
+
+
+@events.test_start.add_listener
+def start(**_: object) -> None:
+    """The master's clock decides what is warm-up."""
+    global warm_at  # noqa: PLW0603
+    warm_at = time.time() + WARM_SECONDS
+
+
+@events.report_to_master.add_listener
+def send(data: dict, **_: object) -> None:
+    """What a worker has measured since it last did."""
+    data["measured"], data["counts"] = list(measured), dict(counts)
+    measured.clear()
+    counts.clear()
+
+
+@events.worker_report.add_listener
+def receive(data: dict, **_: object) -> None:
+    """From a worker."""
+    rows.extend(data["measured"])
+    counts.update(data["counts"])
+
+
+@events.quitting.add_listener
+def judge(environment, **_: object) -> None:
+    """All is written, and the exit code says whether every objective was met."""
+    if not isinstance(environment.runner, MasterRunner):
+        return
+    with Path(os.environ["LOAD_SAMPLES"]).open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(samples.COLUMNS)
+        writer.writerows(rows)
+    found = samples.of_locust(samples.rows(Path(os.environ["LOAD_SAMPLES"])), warm_at=warm_at)
+    objectives = Objectives.read(Path(os.environ.get("LOAD_OBJECTIVES", OBJECTIVES)))
+    missed = samples.missed(found, objectives, dropped=counts["dropped"], failed=counts["failed"])
+    summary = {
+        "warm_at": warm_at,
+        "acknowledged": counts["acknowledged"],
+        "dropped": counts["dropped"],
+        "failed": counts["failed"],
+        "missed": missed,
+    }
+    Path(os.environ["LOAD_SUMMARY"]).write_text(json.dumps(summary))
+    environment.process_exit_code = 1 if missed else 0
