@@ -22,6 +22,7 @@ from loadtests.load.shop import LoadError, opened
 from services.common import clock, log
 from services.embedded.errors import StackError
 from services.embedded.settings import StackSettings
+from services.embedded.supervisor import stop_on_signals
 
 WELL: Final = 0
 WRONG: Final = 1
@@ -37,15 +38,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log.configure("load", "WARNING")
     console = Console()
     try:
-        return asyncio.run(_loaded(given, console))
-    except KeyboardInterrupt:
-        return FAILED
+        return asyncio.run(_until_stopped(given, console))
     except (LoadError, StackError) as error:
         console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
         return FAILED
     except Exception:  # noqa: BLE001 # whatever it is, 1 would mean something else
         console.print_exception()
         return FAILED
+
+
+async def _until_stopped(given: argparse.Namespace, console: Console) -> int:
+    """FAILED when a signal has ended it; a stack of our own is stopped then too."""
+    with stop_on_signals():
+        return await _loaded(given, console)
+    return FAILED
 
 
 async def _loaded(given: argparse.Namespace, console: Console) -> int:
@@ -58,7 +64,7 @@ async def _loaded(given: argparse.Namespace, console: Console) -> int:
     )
     folder = settings.home / "load" / f"{clock.now():%Y%m%dT%H%M%S}-{load.scenario}"
     async with opened(settings, products=given.products, orders=given.orders) as shop:
-        about = {**await machine.described(settings.home), "postgres": await shop.refuse_unsafe()}
+        about = {**await machine.described(settings.home), "postgres": await shop.durable_settings()}
         runs = await run(
             shop, generators, load, runs=given.runs, products=given.products, folder=folder, say=console.print
         )

@@ -54,7 +54,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Generator:
-    """`program` makes the load; None says why it cannot: `missing`."""
+    """`program` makes the load; `missing` is what to say when it is not here."""
 
     name: str
     program: Path
@@ -101,9 +101,9 @@ def k6() -> Generator:
 
 
 def locust() -> Generator:
-    """In an environment of its own: see loadtests/locust/requirements.in."""
-    program = FOLDER / "locust" / ".venv" / "bin" / "locust"
-    return Generator("locust", program, "Locust is not here: `make load` installs it")
+    """Where LOCUST says, else in an environment of its own: see loadtests/locust/requirements.in."""
+    default = FOLDER / "locust" / ".venv" / "bin" / "locust"
+    return Generator("locust", Path(os.environ.get("LOCUST") or default), "Locust is not here: `make load` installs it")
 
 
 def _k6_arguments(raw: Path) -> list[str]:

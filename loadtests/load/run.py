@@ -1,6 +1,7 @@
 """Runs of a scenario by each generator, and everything that is held against them."""
 
 import gzip
+import math
 import shutil
 import statistics
 from collections import defaultdict
@@ -17,7 +18,7 @@ from loadtests.load.samples import quantile
 from loadtests.load.scenario import Objectives
 from loadtests.load.shop import Shop, visited
 
-SALE_SHARE: Final = 0.2  # of those who come to a flash sale get something
+SALE_SHARE: Final = 0.2  # of those who come to a flash sale after the warm-up get something
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,10 @@ async def run(
     folder: Path,
     say: Callable[[str], None],
 ) -> list[Run]:
-    """So many runs of each generator, in turn. LoadError when one cannot be run. Raw samples are in `folder`."""
+    """So many runs of each generator, alternately. LoadError when one cannot be run. Raw samples are in `folder`."""
     done = []
     for number in range(1, runs + 1):
-        for generator in generators:
+        for generator in generators if number % 2 else reversed(generators):  # A B B A: what drifts meets both
             say(f"{generator.name}, run {number} of {runs}: {load.scenario} for {load.warm_seconds + load.seconds:g} s")
             where = folder / f"{generator.name}-{number}"
             where.mkdir(parents=True)
@@ -84,7 +85,8 @@ async def _one(shop: Shop, generator: Generator, load: Load, number: int, produc
     described = scenario.read(load.scenario)
     units = 0
     if "place_of_one_product" in described.operations:
-        units = max(1, int(SALE_SHARE * described.journeys(load.rate, load.seconds)))
+        warm = load.warm_seconds * load.rate / described.requests_per_journey
+        units = math.ceil(warm + SALE_SHARE * described.journeys(load.rate, load.seconds))
     visit = await visited(shop, seconds=load.warm_seconds + load.seconds, products=products, units=units)
     targets = folder / "targets.json"
     visit.write(targets)

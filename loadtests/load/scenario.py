@@ -28,8 +28,9 @@ class Objectives:
 
     @classmethod
     def read(cls, file: Path = OBJECTIVES) -> Self:
-        """As the file has them. OSError, ValueError, TypeError for one that is none."""
-        return cls(**json.loads(file.read_text()))
+        """As the file has them. OSError, ValueError, TypeError, KeyError for one that is none."""
+        content = json.loads(file.read_text())
+        return cls(**{**content, "reported_apart": tuple(content["reported_apart"])})
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,13 @@ class Scenario:
 
     def times(self, share: float) -> float:
         """How many times its rate it runs at once this share of it has passed; 0 at its end."""
+        if share >= 1:
+            return 0.0
         for stage in self.stages:
             if share < stage.share:
                 return stage.times
             share -= stage.share
-        return 0.0
+        return self.stages[-1].times  # all shares are one but for a rounding
 
     def journeys(self, rate: float, seconds: float) -> float:
         """How many begin at so many requests a second."""

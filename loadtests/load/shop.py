@@ -38,6 +38,7 @@ SERVED_WITHIN_SECONDS: Final = 30.0
 LOOK_SECONDS: Final = 0.05
 
 _DURABLE: Final = ("fsync", "full_page_writes", "synchronous_commit")
+_TOLD: Final = (*_DURABLE, "server_version", "shared_buffers", "max_wal_size", "max_connections", "checkpoint_timeout")
 
 
 class LoadError(Exception):
@@ -85,11 +86,11 @@ class Shop:
         """A token of `sub`, of somebody new when absent, which outlives a run of `seconds`."""
         return minted(self.settings, sub=sub or str(uuid.uuid4()), scope=scope, hours=1 + seconds / 3600)
 
-    async def refuse_unsafe(self) -> dict[str, str]:
-        """PostgreSQL's settings of durability. LoadError when one is off: figures of such a run would mean nothing."""
+    async def durable_settings(self) -> dict[str, str]:
+        """PostgreSQL's settings. LoadError when one of durability is off: figures of such a run would mean nothing."""
         async with self.inspected() as connection:
-            found = {name: await connection.fetchval(f"SHOW {name}") for name in _DURABLE}
-        if off := [name for name, value in found.items() if value == "off"]:
+            found: dict[str, str] = {name: await connection.fetchval(f"SHOW {name}") for name in _TOLD}
+        if off := [name for name in _DURABLE if found[name] == "off"]:
             raise LoadError(f"PostgreSQL runs with {', '.join(off)} off: nothing is measured without durability.")
         return found
 

@@ -14,7 +14,7 @@ import random
 import time
 import uuid
 from collections import Counter
-from itertools import cycle, islice
+from itertools import count, cycle, islice
 from pathlib import Path
 from urllib.parse import quote
 
@@ -32,11 +32,13 @@ RATE = float(os.environ.get("LOAD_RATE", "10"))  # requests a second
 SECONDS = float(os.environ.get("LOAD_SECONDS", "0")) or SCENARIO.seconds or 120.0
 WARM_SECONDS = float(os.environ.get("LOAD_WARM_SECONDS", "10"))
 USERS = SCENARIO.users(RATE)
+SPAWNED_PER_SECOND = 100.0
 PACE_SECONDS = USERS * SCENARIO.requests_per_journey / RATE  # so that all of them together make the rate
 
 measured: list[list[object]] = []  # of a worker, rows of samples.COLUMNS not sent yet
 counts: Counter[str] = Counter()  # "acknowledged", "dropped" and "failed", of a worker those not sent yet
 rows: list[list[object]] = []  # of the master, all of them
+numbers = count()  # of a worker's users
 warm_at = 0.0
 
 
@@ -47,8 +49,9 @@ class Visitor(FastHttpUser):
     network_timeout = connection_timeout = 30.0
 
     def on_start(self) -> None:
-        """Users begin anywhere in the mix and spread over the pace, or all would ask at once."""
-        self.journeys = islice(cycle(SCENARIO.deck), random.randrange(len(SCENARIO.deck)), None)
+        """Users begin one after the other in the mix, and spread over the pace, or all would ask at once."""
+        begins = next(numbers) * (self.environment.parsed_options.processes or 1) + self.environment.runner.worker_index
+        self.journeys = islice(cycle(SCENARIO.deck), begins % len(SCENARIO.deck), None)
         gevent.sleep(random.random() * PACE_SECONDS)
         self.due_at = time.perf_counter()
 
@@ -124,30 +127,24 @@ class Visitor(FastHttpUser):
     def ask(self, name: str, path: str, token: str | None = None, *, body: object = None, key: str = "") -> bool:
         """Whether the answer is a good one. It is measured, whatever it is."""
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        if key:
-            headers["Idempotency-Key"] = key
+        headers |= {"Idempotency-Key": key} if key else {}
         with self.client.request(
             "POST" if body else "GET", path, name=name, json=body, headers=headers, catch_response=True
         ) as response:
-            db_ms = samples.database_ms((response.headers or {}).get("Server-Timing"))
-            placed = response.status_code == 201
-            sold_out = name == "place_of_one_product" and response.status_code == 409
-            good = placed if body else response.status_code == 200
-            if sold_out:
+            status, db_ms = response.status_code, samples.database_ms((response.headers or {}).get("Server-Timing"))
+            good = db_ms is not None and status == (201 if body else 200)
+            if status == 409 and name == "place_of_one_product":
                 good = json.loads(response.text)["code"] == "out_of_stock"
-            good = good and db_ms is not None
-            if placed:
+            if status == 201:
                 counts["acknowledged"] += 1
                 self.order_id = json.loads(response.text)["order_id"]
-            meta = response.request_meta
-            order_id = self.order_id if placed else ""
-            row = [meta["start_time"], name, response.status_code, meta["response_time"], db_ms, order_id]
-            measured.append(row)
+            meta, placed = response.request_meta, self.order_id if status == 201 else ""
+            measured.append([meta["start_time"], name, status, meta["response_time"], db_ms, placed])
             if good:
                 response.success()
             else:
                 counts["failed"] += 1
-                response.failure(f"{response.status_code} {response.error} {response.text}")
+                response.failure(f"{status} {response.error} {response.text}")
         return good
 
 
@@ -158,7 +155,7 @@ class Stages(LoadTestShape):
         """Users, and how many more a second there may be."""
         since = self.get_run_time() - WARM_SECONDS
         times = SCENARIO.times(max(0.0, since / SECONDS))
-        return (round(USERS * times), 1_000) if times else None
+        return (round(USERS * times), SPAWNED_PER_SECOND) if times else None
 
 
 def popular(ranked: list) -> object:
