@@ -17,8 +17,8 @@ from rich.console import Console
 from loadtests.load import machine, report, scenario
 from loadtests.load.generators import Generator, Load, k6, locust
 from loadtests.load.run import run, verdict
-from loadtests.load.scenario import OBJECTIVES, REPORT, Objectives
-from loadtests.load.shop import LoadError, opened
+from loadtests.load.scenario import OBJECTIVES, REPORT, LoadError, Objectives
+from loadtests.load.shop import opened
 from services.common import clock, log
 from services.embedded.errors import StackError
 from services.embedded.settings import StackSettings
@@ -30,6 +30,7 @@ FAILED: Final = 2
 SECONDS: Final = 120.0
 RATE_MAX: Final = 5_000.0  # bounded, as everything that puts load on a machine
 SECONDS_MAX: Final = 24 * 3600.0
+COUNT_MAX: Final = 1_000_000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,6 +52,7 @@ async def _until_stopped(given: argparse.Namespace, console: Console) -> int:
     """FAILED when a signal has ended it; a stack of our own is stopped then too."""
     with stop_on_signals():
         return await _loaded(given, console)
+    console.print("Ended by a signal: nothing is judged.")
     return FAILED
 
 
@@ -99,8 +101,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--warm-seconds", type=_bounded(SECONDS_MAX), default=10.0, help="before that (10)")
     parser.add_argument("--runs", type=int, default=1, choices=range(1, 21), metavar="1-20", help="of each (1)")
     parser.add_argument("--only", choices=["k6", "locust"], help="one of the two")
-    parser.add_argument("--products", type=int, default=1_000, help="to be asked for (1,000)")
-    parser.add_argument("--orders", type=int, default=20_000, help="loaded as a past, once in a database (20,000)")
+    parser.add_argument("--products", type=_count, default=1_000, help="to be asked for (1,000)")
+    parser.add_argument("--orders", type=_count, default=20_000, help="loaded as a past, once in a database (20,000)")
     parser.add_argument("--objectives", type=_file, default=OBJECTIVES, help="another file than objectives.json")
     return parser
 
@@ -113,6 +115,13 @@ def _bounded(most: float) -> Callable[[str], float]:
         return found
 
     return number
+
+
+def _count(text: str) -> int:
+    found = int(text)
+    if not 0 < found <= COUNT_MAX:
+        raise argparse.ArgumentTypeError(f"it has to be 1 to {COUNT_MAX:,}")
+    return found
 
 
 def _file(text: str) -> Path:

@@ -8,7 +8,8 @@ from typing import Final
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from loadtests.load.shop import LoadError, Shop
+from loadtests.load.scenario import LoadError
+from loadtests.load.shop import Shop
 
 PROCESSES: Final = ("orders-api", "catalog-api")
 # The statement of each operation, by its label in db_query_seconds.

@@ -15,8 +15,8 @@ from typing import Any, Final
 
 from loadtests.load import samples
 from loadtests.load.samples import Samples
-from loadtests.load.scenario import FOLDER
-from loadtests.load.shop import HOST, LoadError
+from loadtests.load.scenario import FOLDER, LoadError
+from loadtests.load.shop import HOST
 
 JUDGED: Final = {"k6": (0, 99), "locust": (0, 1)}  # exit codes: every objective is met; one is missed
 WORKERS: Final = 2

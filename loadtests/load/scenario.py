@@ -13,6 +13,10 @@ REPORT: Final = "get_sales"  # which only a stack with a replica answers
 JOURNEY_SECONDS_MAX: Final = 2.0  # a journey that takes longer keeps a later one from beginning when it is due
 
 
+class LoadError(Exception):
+    """The load cannot be run; the text says why, and what to do."""
+
+
 @dataclass(frozen=True)
 class Objectives:
     """What a run has to meet; the fields are those of objectives.json. Times are in milliseconds."""
@@ -28,9 +32,12 @@ class Objectives:
 
     @classmethod
     def read(cls, file: Path = OBJECTIVES) -> Self:
-        """As the file has them. OSError, ValueError, TypeError, KeyError for one that is none."""
-        content = json.loads(file.read_text())
-        return cls(**{**content, "reported_apart": tuple(content["reported_apart"])})
+        """As the file has them. LoadError for one that is none."""
+        try:
+            content = json.loads(file.read_text())
+            return cls(**{**content, "reported_apart": tuple(content["reported_apart"])})
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise LoadError(f"{file} holds no objectives as {OBJECTIVES.name} does: {error!r}") from error
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Any, Final, Self
 import asyncpg
 import httpx
 
+from loadtests.load.scenario import LoadError
 from services.cli.token import minted
 from services.cli.up import prepare
 from services.common import clock, ids
@@ -39,10 +40,6 @@ LOOK_SECONDS: Final = 0.05
 
 _DURABLE: Final = ("fsync", "full_page_writes", "synchronous_commit")
 _TOLD: Final = (*_DURABLE, "server_version", "shared_buffers", "max_wal_size", "max_connections", "checkpoint_timeout")
-
-
-class LoadError(Exception):
-    """The load cannot be run; the text says why, and what to do."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """The journeys of scenarios.json as users of Locust: docs/load.md. `make load` runs this, and so does
 
 LOAD_SCENARIO=mixed LOAD_RATE=100 LOAD_SECONDS=120 LOAD_WARM_SECONDS=10 LOAD_TARGETS=<file> LOAD_SAMPLES=<file> \
-    LOAD_SUMMARY=<file> PYTHONPATH=. loadtests/locust/.venv/bin/locust -f loadtests/locust --headless --processes 2
+    LOAD_SUMMARY=<file> PYTHONPATH=. loadtests/locust/.venv/bin/locust -f loadtests/locust/locustfile.py --headless \
+    --processes 2
 
 Workers send what they have measured to the master, which writes it down, judges it when all have ended, and exits
 with 1 when an objective is missed.

@@ -14,8 +14,7 @@ from loadtests.load.agreement import Compared, Metrics, compared_database
 from loadtests.load.generators import Load, Measured
 from loadtests.load.run import Run, verdict
 from loadtests.load.samples import Samples, database_ms, missed, of_k6, of_locust, quantile
-from loadtests.load.scenario import OBJECTIVES, Objectives
-from loadtests.load.shop import LoadError
+from loadtests.load.scenario import OBJECTIVES, LoadError, Objectives
 
 PLACED = ["a", "b", "c"]
 GOOD = Account(counted=3, acknowledged=PLACED, rows=PLACED, events=PLACED)
@@ -207,3 +206,11 @@ def test_a_load_without_bounds_is_refused(rate: str, capsys: pytest.CaptureFixtu
         main(["--rate", rate])
     assert ended.value.code == 2
     assert "--rate" in capsys.readouterr().err
+
+
+def test_objectives_that_are_none_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "objectives.json"
+    for content in ("{}", "no json", '{"reported_apart": [], "unknown": 1}'):
+        file.write_text(content)
+        with pytest.raises(LoadError, match=r"holds no objectives"):
+            Objectives.read(file)
