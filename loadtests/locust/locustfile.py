@@ -34,6 +34,7 @@ SECONDS = float(os.environ.get("LOAD_SECONDS", "0")) or SCENARIO.seconds or 120.
 WARM_SECONDS = float(os.environ.get("LOAD_WARM_SECONDS", "10"))
 USERS = SCENARIO.users(RATE)
 SPAWNED_PER_SECOND = 100.0
+GOLDEN = (5**0.5 - 1) / 2  # its multiples, less their whole part, lie evenly between 0 and 1 for any number of them
 PACE_SECONDS = USERS * SCENARIO.requests_per_journey / RATE  # so that all of them together make the rate
 
 measured: list[list[object]] = []  # of a worker, rows of samples.COLUMNS not sent yet
@@ -50,11 +51,12 @@ class Visitor(FastHttpUser):
     network_timeout = connection_timeout = 30.0
 
     def on_start(self) -> None:
-        """Users begin one after the other in the mix, and spread over the pace, or all would ask at once."""
+        """Users begin one after the other in the mix, and evenly over the pace however many they are, as k6's do."""
         begins = next(numbers) * (self.environment.parsed_options.processes or 1) + self.environment.runner.worker_index
         self.journeys = islice(cycle(SCENARIO.deck), begins % len(SCENARIO.deck), None)
-        gevent.sleep(random.random() * PACE_SECONDS)
-        self.due_at = time.perf_counter()
+        late = begins * GOLDEN % 1 * PACE_SECONDS
+        self.due_at = time.perf_counter() + late
+        gevent.sleep(late)
 
     def wait_time(self) -> float:
         """Until the next journey is due. One that is due before this has ended is dropped."""
