@@ -80,7 +80,7 @@ def missed(samples: Samples, objectives: Objectives, *, dropped: int, failed: in
 
 
 def of_locust(rows: Iterable[Mapping[str, str]], *, warm_at: float) -> Samples:
-    """From rows of COLUMNS; what was answered before `warm_at` (epoch seconds) was warm-up."""
+    """From rows of COLUMNS; what was asked before `warm_at` (seconds since the start) was warm-up."""
     samples = Samples()
     for row in rows:
         name, warm = row["name"], float(row["at"]) >= warm_at

@@ -41,7 +41,9 @@ measured: list[list[object]] = []  # of a worker, rows of samples.COLUMNS not se
 counts: Counter[str] = Counter()  # "acknowledged", "dropped" and "failed", of a worker those not sent yet
 rows: list[list[object]] = []  # of the master, all of them
 numbers = count()  # of a worker's users
-warm_at = 0.0
+under_way: set[int] = set()  # of a worker, the users in the middle of a journey
+idle: set[str] = set()  # of the master, the workers that have reported the last of what they had
+started_at = ends_at = 0.0  # of a worker, epoch and monotonic
 
 
 class Visitor(FastHttpUser):
@@ -62,13 +64,23 @@ class Visitor(FastHttpUser):
         """Until the next journey is due. One that is due before this has ended is dropped."""
         self.due_at += PACE_SECONDS
         while (wait := self.due_at - time.perf_counter()) < 0:
-            counts["dropped"] += 1
+            counts["dropped"] += self.due_at < ends_at
             self.due_at += PACE_SECONDS
         return wait
 
     @task
     def journey(self) -> None:
-        """The next one."""
+        """The next one, until the run has ended."""
+        if time.perf_counter() >= ends_at:
+            return
+        under_way.add(id(self))
+        try:
+            self.made()
+        finally:
+            under_way.discard(id(self))
+
+    def made(self) -> None:
+        """All steps of a journey, as long as they are answered well."""
         customer = popular(TARGETS["customers"])
         self.buyer, self.reader = random.choice(TARGETS["buyers"]), customer["token"]
         self.order_id, self.product = random.choice(customer["orders"]), popular(TARGETS["products"])
@@ -142,7 +154,7 @@ class Visitor(FastHttpUser):
                 counts["acknowledged"] += 1
                 self.order_id = json.loads(response.text)["order_id"]
             meta, placed = response.request_meta, self.order_id if status == 201 else ""
-            measured.append([meta["start_time"], name, status, meta["response_time"], db_ms, placed])
+            measured.append([meta["start_time"] - started_at, name, status, meta["response_time"], db_ms, placed])
             if good:
                 response.success()
             else:
@@ -152,13 +164,18 @@ class Visitor(FastHttpUser):
 
 
 class Stages(LoadTestShape):
-    """The warm-up, then the scenario's stages, as so many users; None at the end."""
+    """The warm-up, then the scenario's stages, as so many users; None at the end.
+
+    That is when every worker has reported its last answer: Locust itself waits for half a second, which is not enough.
+    """
 
     def tick(self) -> tuple[int, float] | None:
         """Users, and how many more a second there may be."""
         since = self.get_run_time() - WARM_SECONDS
         times = SCENARIO.times(max(0.0, since / SECONDS))
-        return (round(USERS * times), SPAWNED_PER_SECOND) if times else None
+        if not times and len(idle) >= self.runner.worker_count:
+            return None
+        return (round(USERS * times) or self.get_current_user_count(), SPAWNED_PER_SECOND)
 
 
 def popular(ranked: list) -> object:
@@ -168,22 +185,25 @@ def popular(ranked: list) -> object:
 
 @events.test_start.add_listener
 def start(**_: object) -> None:
-    """The master's clock decides what is warm-up."""
-    global warm_at  # noqa: PLW0603
-    warm_at = time.time() + WARM_SECONDS
+    """Each worker's own clock decides what is warm-up, and when it has ended."""
+    global started_at, ends_at
+    started_at, ends_at = time.time(), time.perf_counter() + WARM_SECONDS + SECONDS
 
 
 @events.report_to_master.add_listener
 def send(data: dict, **_: object) -> None:
     """What a worker has measured since it last did."""
     data["measured"], data["counts"] = list(measured), dict(counts)
+    data["idle"] = bool(ends_at) and time.perf_counter() >= ends_at and not under_way
     measured.clear()
     counts.clear()
 
 
 @events.worker_report.add_listener
-def receive(data: dict, **_: object) -> None:
+def receive(client_id: str, data: dict, **_: object) -> None:
     """From a worker."""
+    if data["idle"]:
+        idle.add(client_id)
     rows.extend(data["measured"])
     counts.update(data["counts"])
 
@@ -197,11 +217,11 @@ def judge(environment, **_: object) -> None:
         writer = csv.writer(stream)
         writer.writerow(samples.COLUMNS)
         writer.writerows(rows)
-    found = samples.of_locust(samples.rows(Path(os.environ["LOAD_SAMPLES"])), warm_at=warm_at)
+    found = samples.of_locust(samples.rows(Path(os.environ["LOAD_SAMPLES"])), warm_at=WARM_SECONDS)
     objectives = Objectives.read(Path(os.environ.get("LOAD_OBJECTIVES", OBJECTIVES)))
     missed = samples.missed(found, objectives, dropped=counts["dropped"], failed=counts["failed"])
     summary = {
-        "warm_at": warm_at,
+        "warm_at": WARM_SECONDS,
         "acknowledged": counts["acknowledged"],
         "dropped": counts["dropped"],
         "failed": counts["failed"],
