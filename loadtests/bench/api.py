@@ -1,0 +1,109 @@
+"""Rows of the HTTP API: placing and reading orders, against the same done with less, and against the database alone."""
+
+import json
+import secrets
+from collections.abc import Sequence
+from typing import Final
+
+from loadtests.bench.measure import Comparison, Side, Work
+from loadtests.bench.stage import CANCELLED_EVERY, OURS, PRODUCTS, UNCACHED, Stage, basket
+from loadtests.bench.wrk import wrk
+from services.common import ids
+
+_PLACE = """
+local n = 0
+local bodies = {{{bodies}}}
+request = function()
+  n = n + 1
+  return wrk.format("POST", "/v1/orders", {{["Authorization"] = "Bearer {token}", ["Content-Type"] = "application/json",
+    ["Idempotency-Key"] = "{prefix}-" .. n}}, bodies[n % #bodies + 1])
+end
+"""
+_GET = """
+local paths = {{{paths}}}
+local n = 0
+request = function()
+  n = n % #paths + 1
+  return wrk.format("GET", paths[n], {{["Authorization"] = "Bearer {token}"{condition}}})
+end
+"""
+_NOT_NEW = """, ["If-None-Match"] = '"1"'"""
+STATUS: Final = "cancelled"
+
+
+def placing(stage: Stage, process: str) -> Side:
+    """POST /v1/orders. The keys of what is placed begin with the name of the process."""
+    bodies = ", ".join(f"'{json.dumps({'currency': 'USD', 'items': basket(n)})}'" for n in range(PRODUCTS))
+
+    async def run(seconds: float) -> Work:
+        script = _PLACE.format(prefix=f"{process}-{secrets.token_hex(4)}", token=stage.token, bodies=bodies)
+        return await wrk(stage.url(process), script, seconds, status=201)
+
+    return Side(process, run, stage.cpu(process))
+
+
+def getting(stage: Stage, process: str, paths: Sequence[str], *, name: str = "", not_new: bool = False) -> Side:
+    """GET of each of `paths` in turn; `not_new`: of versions that the client has."""
+    script = _GET.format(
+        paths=", ".join(f'"{path}"' for path in paths), token=stage.token, condition=_NOT_NEW if not_new else ""
+    )
+
+    async def run(seconds: float) -> Work:
+        return await wrk(stage.url(process), script, seconds, status=304 if not_new else 200)
+
+    return Side(name or process, run, stage.cpu(process))
+
+
+def orders_of(stage: Stage, *, fresh: bool = False) -> list[str]:
+    """Paths of the buyer's orders; `fresh`: of those that are as they were placed."""
+    numbers = (n for n in range(stage.orders) if not fresh or n % CANCELLED_EVERY)
+    return [f"/v1/orders/{ids.to_text(stage.order(number).order_id)}" for number in numbers]
+
+
+def place(stage: Stage) -> list[Comparison]:
+    """POST /v1/orders."""
+    sides = [placing(stage, name) for name in (OURS, UNCACHED, "bare")]
+    return [Comparison("place", "orders", sides)]
+
+
+def get(stage: Stage) -> list[Comparison]:
+    """GET /v1/orders/{id} without a cache."""
+    sides = [getting(stage, name, orders_of(stage)) for name in (UNCACHED, "bare")]
+    return [Comparison("get", "requests", sides)]
+
+
+def list_orders(stage: Stage) -> list[Comparison]:
+    """GET /v1/orders: the newest page of the buyer's."""
+    sides = [getting(stage, name, ["/v1/orders"]) for name in (UNCACHED, "bare")]
+    return [Comparison("list", "requests", sides)]
+
+
+def list_by_status(stage: Stage) -> list[Comparison]:
+    """GET /v1/orders?status=: a page of those that are in a status few are in."""
+    sides = [getting(stage, name, [f"/v1/orders?status={STATUS}"]) for name in (UNCACHED, "bare")]
+    return [Comparison("status", "requests", sides)]
+
+
+def cached(stage: Stage) -> list[Comparison]:
+    """GET /v1/orders/{id} from the cache, against constant bytes: bare, and on our own HTTP layer."""
+    sides = [
+        getting(stage, OURS, orders_of(stage)),
+        getting(stage, "bare", _constant(stage), name="bare constant"),
+        getting(stage, "constant", orders_of(stage), name="our HTTP layer"),
+    ]
+    return [Comparison("cached", "requests", sides)]
+
+
+def not_modified(stage: Stage) -> list[Comparison]:
+    """The same with If-None-Match, which is answered 304; the limits know no conditions and send their bytes."""
+    limit = orders_of(stage, fresh=True)
+    sides = [
+        getting(stage, OURS, limit, not_new=True),
+        getting(stage, "bare", _constant(stage), name="bare constant"),
+        getting(stage, "constant", limit, name="our HTTP layer"),
+    ]
+    return [Comparison("304", "requests", sides)]
+
+
+def _constant(stage: Stage) -> list[str]:
+    return [path.replace("/v1/orders/", "/v1/constant/") for path in orders_of(stage)]
