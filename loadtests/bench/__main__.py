@@ -14,7 +14,7 @@ from pathlib import Path
 
 import orjson
 
-from loadtests.bench import machine, stage
+from loadtests.bench import machine, stage, wrk
 from loadtests.bench.machine import NotDurableError
 from loadtests.bench.measure import Plan, Result, VoidError, alternate, summary
 from loadtests.bench.rows import PROGRAMS, ROWS
@@ -55,6 +55,8 @@ def main(arguments: Sequence[str]) -> int:
 async def run(names: list[str], plan: Plan, out: Path) -> None:
     """The rows on one stage, one after another; each is told, and in `out`, as soon as it is done."""
     processes = {process for name in names for process in ROWS[name].processes}
+    if processes:
+        wrk.require()
     async with stage.opened(processes, orders=QUICK_ORDERS if plan.quick else ORDERS) as opened:
         home = opened.stack.settings.home
         facts = await machine.facts(opened.postgres_url, home, sync_rate=not plan.quick)

@@ -5,6 +5,7 @@ import secrets
 from collections.abc import Sequence
 from typing import Final
 
+from loadtests.bench import database
 from loadtests.bench.measure import Comparison, Side, Work
 from loadtests.bench.stage import CANCELLED_EVERY, OURS, PRODUCTS, UNCACHED, Stage, basket
 from loadtests.bench.wrk import wrk
@@ -62,25 +63,26 @@ def orders_of(stage: Stage, *, fresh: bool = False) -> list[str]:
 
 def place(stage: Stage) -> list[Comparison]:
     """POST /v1/orders."""
-    sides = [placing(stage, name) for name in (OURS, UNCACHED, "bare")]
+    sides = [*(placing(stage, name) for name in (OURS, UNCACHED, "bare")), database.placing(stage)]
     return [Comparison("place", "orders", sides)]
 
 
 def get(stage: Stage) -> list[Comparison]:
     """GET /v1/orders/{id} without a cache."""
-    sides = [getting(stage, name, orders_of(stage)) for name in (UNCACHED, "bare")]
+    sides = [*(getting(stage, name, orders_of(stage)) for name in (UNCACHED, "bare")), database.getting(stage)]
     return [Comparison("get", "requests", sides)]
 
 
 def list_orders(stage: Stage) -> list[Comparison]:
     """GET /v1/orders: the newest page of the buyer's."""
-    sides = [getting(stage, name, ["/v1/orders"]) for name in (UNCACHED, "bare")]
+    sides = [*(getting(stage, name, ["/v1/orders"]) for name in (UNCACHED, "bare")), database.listing(stage)]
     return [Comparison("list", "requests", sides)]
 
 
 def list_by_status(stage: Stage) -> list[Comparison]:
     """GET /v1/orders?status=: a page of those that are in a status few are in."""
-    sides = [getting(stage, name, [f"/v1/orders?status={STATUS}"]) for name in (UNCACHED, "bare")]
+    path = f"/v1/orders?status={STATUS}"
+    sides = [*(getting(stage, name, [path]) for name in (UNCACHED, "bare")), database.listing(stage, STATUS)]
     return [Comparison("status", "requests", sides)]
 
 
