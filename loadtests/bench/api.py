@@ -30,6 +30,7 @@ end
 """
 _NOT_NEW = """, ["If-None-Match"] = '"1"'"""
 STATUS: Final = "cancelled"
+LIMITS: Final = ("bare", "idiomatic")
 
 
 def placing(stage: Stage, process: str) -> Side:
@@ -63,26 +64,26 @@ def orders_of(stage: Stage, *, fresh: bool = False) -> list[str]:
 
 def place(stage: Stage) -> list[Comparison]:
     """POST /v1/orders."""
-    sides = [*(placing(stage, name) for name in (OURS, UNCACHED, "bare")), database.placing(stage)]
+    sides = [*(placing(stage, name) for name in (OURS, UNCACHED, *LIMITS)), database.placing(stage)]
     return [Comparison("place", "orders", sides)]
 
 
 def get(stage: Stage) -> list[Comparison]:
     """GET /v1/orders/{id} without a cache."""
-    sides = [*(getting(stage, name, orders_of(stage)) for name in (UNCACHED, "bare")), database.getting(stage)]
+    sides = [*(getting(stage, name, orders_of(stage)) for name in (UNCACHED, *LIMITS)), database.getting(stage)]
     return [Comparison("get", "requests", sides)]
 
 
 def list_orders(stage: Stage) -> list[Comparison]:
     """GET /v1/orders: the newest page of the buyer's."""
-    sides = [*(getting(stage, name, ["/v1/orders"]) for name in (UNCACHED, "bare")), database.listing(stage)]
+    sides = [*(getting(stage, name, ["/v1/orders"]) for name in (UNCACHED, *LIMITS)), database.listing(stage)]
     return [Comparison("list", "requests", sides)]
 
 
 def list_by_status(stage: Stage) -> list[Comparison]:
     """GET /v1/orders?status=: a page of those that are in a status few are in."""
     path = f"/v1/orders?status={STATUS}"
-    sides = [*(getting(stage, name, [path]) for name in (UNCACHED, "bare")), database.listing(stage, STATUS)]
+    sides = [*(getting(stage, name, [path]) for name in (UNCACHED, *LIMITS)), database.listing(stage, STATUS)]
     return [Comparison("status", "requests", sides)]
 
 

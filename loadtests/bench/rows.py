@@ -18,11 +18,11 @@ class Row:
     processes: tuple[str, ...] = ()
 
 
-_UNCACHED: Final = (ISSUER, UNCACHED, "bare")
+_UNCACHED: Final = (ISSUER, UNCACHED, *api.LIMITS)
 _CACHED: Final = (ISSUER, OURS, "bare", "constant")
 
 ROWS: Final = {
-    "place": Row("POST /v1/orders", api.place, (ISSUER, OURS, UNCACHED, "bare")),
+    "place": Row("POST /v1/orders", api.place, (ISSUER, OURS, UNCACHED, *api.LIMITS)),
     "get": Row("GET /v1/orders/{id} without a cache", api.get, _UNCACHED),
     "list": Row("GET /v1/orders, its first page", api.list_orders, _UNCACHED),
     "status": Row("GET /v1/orders?status=, its first page", api.list_by_status, _UNCACHED),
