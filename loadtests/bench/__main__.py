@@ -26,13 +26,14 @@ FAILED = 2
 ORDERS, QUICK_ORDERS = 500, 20
 QUICK = Plan(rounds=1, seconds=0.2, warm_seconds=0, quick=True)
 WARM_SECONDS = 2.0
+SIZES = (20_000, 200_000)
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run as the command line says; its exit code."""
     if arguments and arguments[0] in PROGRAMS:
         command = [sys.executable, "-m", f"loadtests.bench.{arguments[0]}", *arguments[1:]]
-        return subprocess.run(command, check=False).returncode  # noqa: S603 # ours
+        return subprocess.run(command, check=False).returncode  # ours
     parser = _parser()
     given = parser.parse_args(arguments)
     if given.list:
@@ -45,24 +46,25 @@ def main(arguments: Sequence[str]) -> int:
     plan = QUICK if given.quick else Plan(given.rounds, given.seconds, WARM_SECONDS, quick=False)
     log.configure("bench", "WARNING")
     try:
-        asyncio.run(run(given.names, plan, given.out))
+        asyncio.run(run(given.names, plan, tuple(given.sizes), given.out))
     except (VoidError, NotDurableError, StackError) as error:
         sys.stderr.write(f"{error}\n")
         return FAILED
     return 0
 
 
-async def run(names: list[str], plan: Plan, out: Path) -> None:
+async def run(names: list[str], plan: Plan, sizes: tuple[int, ...], out: Path) -> None:
     """The rows on one stage, one after another; each is told, and in `out`, as soon as it is done."""
     processes = {process for name in names for process in ROWS[name].processes}
     if processes:
         wrk.require()
-    async with stage.opened(processes, orders=QUICK_ORDERS if plan.quick else ORDERS) as opened:
+    orders = QUICK_ORDERS if plan.quick else ORDERS
+    async with stage.opened(processes, orders=orders, quick=plan.quick, sizes=sizes) as opened:
         home = opened.stack.settings.home
         facts = await machine.facts(opened.postgres_url, home, sync_rate=not plan.quick)
         say(orjson.dumps(facts).decode())
         for name in names:
-            for comparison in ROWS[name].comparisons(opened):
+            for comparison in await ROWS[name].comparisons(opened):
                 result = await alternate(comparison, plan, opened.postgres_cpu)
                 for line in summary(result):
                     say(line)
@@ -82,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--list", action="store_true", help="the rows there are")
     parser.add_argument("--rounds", type=int, default=5, help="each is A B B A")
     parser.add_argument("--seconds", type=float, default=5, help="of each turn")
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="flatness: how many orders there are")
     parser.add_argument("--quick", action="store_true", help="only whether it works: the figures mean nothing")
     parser.add_argument(
         "--out",

@@ -30,12 +30,14 @@ end
 """
 _NOT_NEW = """, ["If-None-Match"] = '"1"'"""
 STATUS: Final = "cancelled"
+BASKETS: Final = tuple(basket(number) for number in range(PRODUCTS))
+HOT: Final = 0  # the number of a product that everybody wants
 LIMITS: Final = ("bare", "idiomatic")
 
 
-def placing(stage: Stage, process: str) -> Side:
+def placing(stage: Stage, process: str, baskets: Sequence[object] = BASKETS) -> Side:
     """POST /v1/orders. The keys of what is placed begin with the name of the process."""
-    bodies = ", ".join(f"'{json.dumps({'currency': 'USD', 'items': basket(n)})}'" for n in range(PRODUCTS))
+    bodies = ", ".join(f"'{json.dumps({'currency': 'USD', 'items': items})}'" for items in baskets)
 
     async def run(seconds: float) -> Work:
         script = _PLACE.format(prefix=f"{process}-{secrets.token_hex(4)}", token=stage.token, bodies=bodies)
@@ -62,32 +64,39 @@ def orders_of(stage: Stage, *, fresh: bool = False) -> list[str]:
     return [f"/v1/orders/{ids.to_text(stage.order(number).order_id)}" for number in numbers]
 
 
-def place(stage: Stage) -> list[Comparison]:
+async def place(stage: Stage) -> list[Comparison]:
     """POST /v1/orders."""
-    sides = [*(placing(stage, name) for name in (OURS, UNCACHED, *LIMITS)), database.placing(stage)]
+    sides = [*(placing(stage, name) for name in (OURS, UNCACHED, *LIMITS)), database.placing(stage.role_url)]
     return [Comparison("place", "orders", sides)]
 
 
-def get(stage: Stage) -> list[Comparison]:
+async def hot(stage: Stage) -> list[Comparison]:
+    """POST /v1/orders of one unit of one and the same product: all wait for its stock's row."""
+    wanted = [basket(HOT)]
+    sides = [placing(stage, name, wanted) for name in (OURS, *LIMITS)]
+    return [Comparison("hot", "orders", [*sides, database.placing(stage.role_url, product=HOT)])]
+
+
+async def get(stage: Stage) -> list[Comparison]:
     """GET /v1/orders/{id} without a cache."""
     sides = [*(getting(stage, name, orders_of(stage)) for name in (UNCACHED, *LIMITS)), database.getting(stage)]
     return [Comparison("get", "requests", sides)]
 
 
-def list_orders(stage: Stage) -> list[Comparison]:
+async def list_orders(stage: Stage) -> list[Comparison]:
     """GET /v1/orders: the newest page of the buyer's."""
     sides = [*(getting(stage, name, ["/v1/orders"]) for name in (UNCACHED, *LIMITS)), database.listing(stage)]
     return [Comparison("list", "requests", sides)]
 
 
-def list_by_status(stage: Stage) -> list[Comparison]:
+async def list_by_status(stage: Stage) -> list[Comparison]:
     """GET /v1/orders?status=: a page of those that are in a status few are in."""
     path = f"/v1/orders?status={STATUS}"
     sides = [*(getting(stage, name, [path]) for name in (UNCACHED, *LIMITS)), database.listing(stage, STATUS)]
     return [Comparison("status", "requests", sides)]
 
 
-def cached(stage: Stage) -> list[Comparison]:
+async def cached(stage: Stage) -> list[Comparison]:
     """GET /v1/orders/{id} from the cache, against constant bytes: bare, and on our own HTTP layer."""
     sides = [
         getting(stage, OURS, orders_of(stage)),
@@ -97,7 +106,7 @@ def cached(stage: Stage) -> list[Comparison]:
     return [Comparison("cached", "requests", sides)]
 
 
-def not_modified(stage: Stage) -> list[Comparison]:
+async def not_modified(stage: Stage) -> list[Comparison]:
     """The same with If-None-Match, which is answered 304; the limits know no conditions and send their bytes."""
     limit = orders_of(stage, fresh=True)
     sides = [

@@ -15,7 +15,6 @@ from services.common.schemas import PAGE_DEFAULT
 from services.orders.queries import LIST_ORDERS, LIST_ORDERS_BY_STATUS
 from services.orders.repository import ALL_EVENTS, GET_EVENTS, PLACE
 
-ROLE: Final = "orders_api"
 NAME: Final = "pgbench"
 _runs = count(1)  # numbers what is placed, so that no run repeats another's keys
 
@@ -59,7 +58,7 @@ def _placing(products: Sequence[str], lines: int) -> str:
     )
 
 
-def placing(stage: Stage, *, product: int | None = None) -> Side:
+def placing(url: str, *, product: int | None = None, name: str = NAME) -> Side:
     """Placing, of one to three products that are drawn, or of one unit of this one."""
     if product is None:
         drawn = [f"(:product + {line}) % {PRODUCTS}" for line in range(3)]
@@ -86,9 +85,9 @@ def placing(stage: Stage, *, product: int | None = None) -> Side:
             "adjustments": "[]",
             "amount_max": 2**53 - 1,
         }
-        return await pgbench.pgbench(stage.stack.addresses.postgres_as(ROLE), scripts, seconds, defined)
+        return await pgbench.pgbench(url, scripts, seconds, defined)
 
-    return Side(NAME, run, programs_cpu)
+    return Side(name, run, programs_cpu)
 
 
 def getting(stage: Stage) -> Side:
@@ -110,7 +109,7 @@ def getting(stage: Stage) -> Side:
         "after_version": 0,
         "limit": ALL_EVENTS,
     }
-    return pgbench.side(stage.stack.addresses.postgres_as(ROLE), [text], defined)
+    return pgbench.side(stage.role_url, [text], defined)
 
 
 def listing(stage: Stage, status: str | None = None) -> Side:
@@ -125,6 +124,4 @@ def listing(stage: Stage, status: str | None = None) -> Side:
         "before_id": UUID(int=0),
         "limit": PAGE_DEFAULT,
     }
-    return pgbench.side(
-        stage.stack.addresses.postgres_as(ROLE), [pgbench.script(statement, pgbench.variables(list(defined)))], defined
-    )
+    return pgbench.side(stage.role_url, [pgbench.script(statement, pgbench.variables(list(defined)))], defined)

@@ -4,12 +4,13 @@ import asyncio
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
+from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import httpx
@@ -21,11 +22,14 @@ from services.common import clock, ids
 from services.common.db import SESSION
 from services.common.settings import ProcessSettings
 from services.embedded import keys
+from services.embedded.postgres import DATABASE
 from services.embedded.processes import PROCESSES, Process
 from services.embedded.room import free_port_base
 from services.embedded.settings import HOST, StackSettings
 from services.embedded.supervisor import Stack
 from services.orders.repository import PLACE
+
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 PRODUCTS: Final = 1_000
 STOCK: Final = 10**9  # of each: nothing is ever sold out
@@ -36,6 +40,7 @@ ISSUER, OURS, UNCACHED = "token-issuer", "orders-api", "orders-api-uncached"
 LIMITS: Final = ("bare", "constant", "idiomatic")  # programs beside this one
 _PORTS: Final = {"bare": 9, "constant": 10, UNCACHED: 11, "idiomatic": 12}  # offsets from the stack's base
 _NOBODY: Final = "127.0.0.1:1"
+_EMPTY: Final = "bench_empty"  # a database with the schema and nothing else
 
 
 @dataclass(frozen=True)
@@ -45,11 +50,33 @@ class Stage:
     stack: Stack
     orders: int
     first_at: datetime
+    quick: bool
+    sizes: tuple[int, ...]  # of what is compared by its size
+    ending: AsyncExitStack
 
     @property
     def postgres_url(self) -> str:
         """Of the owner."""
         return self.stack.addresses.postgres
+
+    @property
+    def role_url(self) -> str:
+        """Of the role that the API has."""
+        return self.stack.addresses.postgres_as("orders_api")
+
+    async def connected(self, url: str | None = None) -> Connection:
+        """A connection for as long as the stage lives or its database; the owner's, if not said."""
+        connection = await asyncpg.connect(url or self.postgres_url)
+        self.ending.push_async_callback(connection.close)
+        return connection
+
+    async def fresh_database(self, name: str) -> str:
+        """URL of an empty database with the schema, as its owner; one of that name is replaced."""
+        owner = await self.connected()
+        await owner.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+        await owner.execute(f"CREATE DATABASE {name} TEMPLATE {_EMPTY}")
+        await owner.close()
+        return urlunsplit(urlsplit(self.postgres_url)._replace(path=f"/{name}"))
 
     @cached_property
     def postgres_cpu(self) -> Callable[[], float]:
@@ -119,7 +146,9 @@ def _script(name: str) -> tuple[str, ...]:
 
 
 @asynccontextmanager
-async def opened(names: Collection[str], *, orders: int) -> AsyncIterator[Stage]:
+async def opened(
+    names: Collection[str], *, orders: int, quick: bool = False, sizes: tuple[int, ...] = ()
+) -> AsyncIterator[Stage]:
     """A stack of its own with the processes of `names`, products, and a buyer with `orders` orders."""
     first_at = clock.now() - timedelta(milliseconds=(orders + 1) * ORDERS_STEP_MS)
 
@@ -129,8 +158,9 @@ async def opened(names: Collection[str], *, orders: int) -> AsyncIterator[Stage]
 
     with tempfile.TemporaryDirectory(prefix="bench") as home:
         settings = StackSettings(home=Path(home), port_base=free_port_base(), kafka_url=_NOBODY)
-        async with Stack(settings, processes=processes(names), prepare=prepare) as stack:
-            stage = Stage(stack, orders, first_at)
+        stack = Stack(settings, processes=processes(names), prepare=prepare)
+        async with stack, AsyncExitStack() as ending:
+            stage = Stage(stack, orders, first_at, quick, sizes, ending)
             if UNCACHED in names:
                 await _cancel_some(stage)
             yield stage
@@ -138,6 +168,9 @@ async def opened(names: Collection[str], *, orders: int) -> AsyncIterator[Stage]
 
 async def _fill(url: str, orders: int, first_at: datetime) -> None:
     """Months, products with stock, and the buyer's orders by the statement that the service places them with."""
+    server = await asyncpg.connect(url, database="postgres")
+    await server.execute(f'CREATE DATABASE {_EMPTY} TEMPLATE "{DATABASE}"')
+    await server.close()
     connection = await asyncpg.connect(url, server_settings=dict(SESSION))
     try:
         for month in (first_at, clock.now(), clock.add_months(clock.month_of(clock.now()), 1)):
@@ -164,7 +197,7 @@ def offering(products: int, stock: int) -> str:
     """SQL that puts numbered products and their stock where orders look for them."""
     product = numbered.thing_sql("product", "n")
     return (
-        f"INSERT INTO orders.products (product_id, name, price, currency, active, version)"  # noqa: S608 # of ours
+        f"INSERT INTO orders.products (product_id, name, price, currency, active, version)"  # of ours
         f" SELECT {product}, 'Thing ' || n, 999, 'USD', TRUE, 1 FROM generate_series(0, {products - 1}) n;"
         f" INSERT INTO orders.inventory (product_id, on_hand, reserved, version)"
         f" SELECT {product}, {stock}, 0, 1 FROM generate_series(0, {products - 1}) n"
