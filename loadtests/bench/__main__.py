@@ -14,7 +14,7 @@ from pathlib import Path
 
 import orjson
 
-from loadtests.bench import machine, stage, wrk
+from loadtests.bench import machine, results, stage, wrk
 from loadtests.bench.machine import NotDurableError
 from loadtests.bench.measure import Plan, Result, VoidError, alternate, summary
 from loadtests.bench.rows import PROGRAMS, ROWS
@@ -24,7 +24,7 @@ from services.embedded.errors import StackError
 
 FAILED = 2
 ORDERS, QUICK_ORDERS = 500, 20
-QUICK = Plan(rounds=1, seconds=0.2, warm_seconds=0, quick=True)
+QUICK = Plan(rounds=1, seconds=0.05, warm_seconds=0, quick=True)
 WARM_SECONDS = 2.0
 SIZES = (20_000, 200_000)
 
@@ -40,6 +40,8 @@ def main(arguments: Sequence[str]) -> int:
         for name, told in {**{name: row.told for name, row in ROWS.items()}, **PROGRAMS}.items():
             say(f"{name:12} {told}")
         return 0
+    if given.table:
+        return _tabulate(given.out)
     unknown = [name for name in given.names if name not in ROWS]
     if unknown or not given.names:
         parser.error(f"not a row: {' '.join(unknown)}; see --list" if unknown else "which row? see --list")
@@ -53,35 +55,47 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-async def run(names: list[str], plan: Plan, sizes: tuple[int, ...], out: Path) -> None:
-    """The rows on one stage, one after another; each is told, and in `out`, as soon as it is done."""
+async def run(names: Sequence[str], plan: Plan, sizes: tuple[int, ...], out: Path) -> None:
+    """The rows on a stage of their own."""
     processes = {process for name in names for process in ROWS[name].processes}
     if processes:
         wrk.require()
     orders = QUICK_ORDERS if plan.quick else ORDERS
     async with stage.opened(processes, orders=orders, quick=plan.quick, sizes=sizes) as opened:
-        home = opened.stack.settings.home
-        facts = await machine.facts(opened.postgres_url, home, sync_rate=not plan.quick)
-        say(orjson.dumps(facts).decode())
-        for name in names:
-            for comparison in await ROWS[name].comparisons(opened):
-                result = await alternate(comparison, plan, opened.postgres_cpu)
-                for line in summary(result):
-                    say(line)
-                _keep(out, facts, plan, result)
+        await measured(opened, names, plan, out)
 
 
-def _keep(out: Path, facts: dict[str, object], plan: Plan, result: Result) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    content = {"machine": facts, "seconds": plan.seconds, "quick": plan.quick, **result.content()}
-    file = out / f"{result.name.replace(' ', '-')}.json"
-    file.write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2))
+async def measured(opened: stage.Stage, names: Sequence[str], plan: Plan, out: Path) -> list[Result]:
+    """The rows one after another; each is told, and in `out`, as soon as it is done."""
+    facts = await machine.facts(opened.postgres_url, opened.stack.settings.home, sync_rate=not plan.quick)
+    say(orjson.dumps(facts).decode())
+    found = []
+    for name in names:
+        for comparison in await ROWS[name].comparisons(opened):
+            result = await alternate(comparison, plan, opened.postgres_cpu)
+            for line in summary(result):
+                say(line)
+            results.keep(out, facts, plan, result)
+            found.append(result)
+    results.keep_flatness(out, found)
+    return found
+
+
+def _tabulate(folder: Path) -> int:
+    try:
+        count = results.write_table(folder)
+    except ValueError as error:
+        sys.stderr.write(f"{error}\n")
+        return FAILED
+    say(f"{count} comparisons in {results.DOCUMENT}")
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="orders bench", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="row", help="rows, see --list")
     parser.add_argument("--list", action="store_true", help="the rows there are")
+    parser.add_argument("--table", action="store_true", help="write what is in --out into docs/performance.md")
     parser.add_argument("--rounds", type=int, default=5, help="each is A B B A")
     parser.add_argument("--seconds", type=float, default=5, help="of each turn")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="flatness: how many orders there are")

@@ -2,11 +2,13 @@
 
 import json
 import secrets
+from collections import Counter
 from collections.abc import Sequence
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 from loadtests.bench import database
-from loadtests.bench.measure import Comparison, Side, Work
+from loadtests.bench.measure import Comparison, Phase, Side, VoidError, Work
 from loadtests.bench.stage import CANCELLED_EVERY, OURS, PRODUCTS, UNCACHED, Stage, basket
 from loadtests.bench.wrk import wrk
 from services.common import ids
@@ -28,6 +30,16 @@ request = function()
   return wrk.format("GET", paths[n], {{["Authorization"] = "Bearer {token}"{condition}}})
 end
 """
+_PLACED = """
+SELECT split_part(k.key, '/', 2) AS side, count(*) AS keys, count(o.order_id) AS orders, count(e.order_id) AS events,
+       count(u.order_id) AS unpublished, sum(o.item_count) AS lines
+FROM orders.idempotency_keys k
+LEFT JOIN orders.orders o ON o.order_id = k.resource AND o.created_at = uuid_extract_timestamp(k.resource)
+LEFT JOIN orders.order_events e ON e.order_id = o.order_id AND e.created_at = o.created_at AND e.version = 1
+LEFT JOIN orders.outbox u ON u.order_id = o.order_id AND u.version = 1
+WHERE split_part(k.key, '/', 1) = $1
+GROUP BY 1
+"""
 _NOT_NEW = """, ["If-None-Match"] = '"1"'"""
 STATUS: Final = "cancelled"
 BASKETS: Final = tuple(basket(number) for number in range(PRODUCTS))
@@ -35,12 +47,12 @@ HOT: Final = 0  # the number of a product that everybody wants
 LIMITS: Final = ("bare", "idiomatic")
 
 
-def placing(stage: Stage, process: str, baskets: Sequence[object] = BASKETS) -> Side:
-    """POST /v1/orders. The keys of what is placed begin with the name of the process."""
+def placing(stage: Stage, process: str, row: str, baskets: Sequence[object] = BASKETS) -> Side:
+    """POST /v1/orders. The keys of what is placed begin with the names of row and process."""
     bodies = ", ".join(f"'{json.dumps({'currency': 'USD', 'items': items})}'" for items in baskets)
 
     async def run(seconds: float) -> Work:
-        script = _PLACE.format(prefix=f"{process}-{secrets.token_hex(4)}", token=stage.token, bodies=bodies)
+        script = _PLACE.format(prefix=f"{row}/{process}/{secrets.token_hex(4)}", token=stage.token, bodies=bodies)
         return await wrk(stage.url(process), script, seconds, status=201)
 
     return Side(process, run, stage.cpu(process))
@@ -64,17 +76,32 @@ def orders_of(stage: Stage, *, fresh: bool = False) -> list[str]:
     return [f"/v1/orders/{ids.to_text(stage.order(number).order_id)}" for number in numbers]
 
 
+async def placed(stage: Stage, row: str, turns: Sequence[Phase]) -> dict[str, Any]:
+    """What each side has written, warming up included. VoidError when that is less than it was counted for."""
+    connection = await stage.connected()
+    rows = {row["side"]: dict(row) for row in await connection.fetch(_PLACED, row)}
+    counted: Counter[str] = Counter()
+    for turn in turns:
+        counted[turn.side] += turn.count
+    for side, count in counted.items():
+        found = rows[side]
+        if not count <= found["keys"] == found["orders"] == found["events"] == found["unpublished"]:
+            raise VoidError(f"{side} has placed {count} orders, but written {found}")
+    return {"written": [rows[side] for side in counted]}
+
+
 async def place(stage: Stage) -> list[Comparison]:
     """POST /v1/orders."""
-    sides = [*(placing(stage, name) for name in (OURS, UNCACHED, *LIMITS)), database.placing(stage.role_url)]
-    return [Comparison("place", "orders", sides)]
+    sides = [*(placing(stage, name, "place") for name in (OURS, UNCACHED, *LIMITS)), database.placing(stage.role_url)]
+    return [Comparison("place", "orders", sides, partial(placed, stage, "place"))]
 
 
 async def hot(stage: Stage) -> list[Comparison]:
     """POST /v1/orders of one unit of one and the same product: all wait for its stock's row."""
     wanted = [basket(HOT)]
-    sides = [placing(stage, name, wanted) for name in (OURS, *LIMITS)]
-    return [Comparison("hot", "orders", [*sides, database.placing(stage.role_url, product=HOT)])]
+    sides = [placing(stage, name, "hot", wanted) for name in (OURS, *LIMITS)]
+    sides.append(database.placing(stage.role_url, row="hot", product=HOT))
+    return [Comparison("hot", "orders", sides, partial(placed, stage, "hot"))]
 
 
 async def get(stage: Stage) -> list[Comparison]:

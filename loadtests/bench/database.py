@@ -27,7 +27,7 @@ _NUMBER: Final = (
 _TEXTS: Final = ("subject", "user_id", "user_text", "currency", "status", "payment_status", "actor", "created_text")
 
 
-def _placing(products: Sequence[str], lines: int) -> str:
+def _placing(row: str, products: Sequence[str], lines: int) -> str:
     """Places an order of so many lines; `products` are the numbers of their products, in pgbench's or SQL's words."""
     order = numbered.order_sql(":number", ":at_ms", ":shard")
 
@@ -42,7 +42,7 @@ def _placing(products: Sequence[str], lines: int) -> str:
             "event_id": order,
             "order_text": "lpad(CAST(:number AS text), 26, '0')",
             "created_at": numbered.at_sql(":at_ms"),
-            "key": f"'{NAME}-' || CAST(:number AS text)",
+            "key": f"'{row}/{NAME}/' || CAST(:number AS text)",
             "request_hash": "''",
             "product_ids": array(*(numbered.thing_sql("product", product) for product in products)),
             "product_texts": array(*(f"lpad(CAST({product} AS text), 26, '0')" for product in products)),
@@ -58,13 +58,13 @@ def _placing(products: Sequence[str], lines: int) -> str:
     )
 
 
-def placing(url: str, *, product: int | None = None, name: str = NAME) -> Side:
+def placing(url: str, *, row: str = "place", product: int | None = None, name: str = NAME) -> Side:
     """Placing, of one to three products that are drawn, or of one unit of this one."""
     if product is None:
         drawn = [f"(:product + {line}) % {PRODUCTS}" for line in range(3)]
-        scripts = [_placing(drawn[:lines], lines) for lines in (1, 2, 3)]
+        scripts = [_placing(row, drawn[:lines], lines) for lines in (1, 2, 3)]
     else:
-        scripts = [_placing([str(product)], 1)]
+        scripts = [_placing(row, [str(product)], 1)]
 
     async def run(seconds: float) -> Work:
         now, shard = clock.now(), ids.shard_of(BUYER)
@@ -92,15 +92,12 @@ def placing(url: str, *, product: int | None = None, name: str = NAME) -> Side:
 
 def getting(stage: Stage) -> Side:
     """Any of the buyer's orders at a time."""
-    text = pgbench.script(
-        GET_EVENTS,
-        {
-            **pgbench.variables(["shard", "user_id", "any_owner", "after_version", "limit"]),
-            "order_id": numbered.order_sql(":number", ":at_ms", ":shard"),
-            "created_at": numbered.at_sql(":at_ms"),
-        },
-        [rf"\set number random(0, {stage.orders - 1})", rf"\set at_ms :start_ms + :number * {ORDERS_STEP_MS}"],
-    )
+    values = {
+        **pgbench.variables(["shard", "user_id", "any_owner", "after_version", "limit"]),
+        "order_id": numbered.order_sql(":number", ":at_ms", ":shard"),
+        "created_at": numbered.at_sql(":at_ms"),
+    }
+    drawn = [rf"\set number random(0, {stage.orders - 1})", rf"\set at_ms :start_ms + :number * {ORDERS_STEP_MS}"]
     defined = {
         "start_ms": clock.to_ms(stage.first_at),
         "shard": ids.shard_of(BUYER),
@@ -109,7 +106,7 @@ def getting(stage: Stage) -> Side:
         "after_version": 0,
         "limit": ALL_EVENTS,
     }
-    return pgbench.side(stage.role_url, [text], defined)
+    return pgbench.reading(stage.role_url, NAME, GET_EVENTS, values, defined, drawn)
 
 
 def listing(stage: Stage, status: str | None = None) -> Side:
@@ -124,4 +121,4 @@ def listing(stage: Stage, status: str | None = None) -> Side:
         "before_id": UUID(int=0),
         "limit": PAGE_DEFAULT,
     }
-    return pgbench.side(stage.role_url, [pgbench.script(statement, pgbench.variables(list(defined)))], defined)
+    return pgbench.reading(stage.role_url, NAME, statement, pgbench.variables(list(defined)), defined)

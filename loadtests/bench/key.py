@@ -2,13 +2,13 @@
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 from uuid import UUID
 
 from loadtests.bench.machine import own_cpu
-from loadtests.bench.measure import Comparison, Side, Work
+from loadtests.bench.measure import Comparison, Phase, Side, Work
 from loadtests.bench.stage import Connection, Stage
 from services.common import clock, ids
 
@@ -80,7 +80,7 @@ async def comparisons(stage: Stage) -> list[Comparison]:
         )
         tables.append(_Table(name, kind, connection, _QUICK_ROWS if stage.quick else _ROWS))
 
-    async def sizes() -> dict[str, Any]:
+    async def sizes(_: Sequence[Phase]) -> dict[str, Any]:
         return {"bytes of a row": {table.kind: await table.size() for table in tables}}
 
     return [

@@ -153,12 +153,6 @@ def stock(past: Past) -> tuple[Statement, dict[str, str], dict[str, object]]:
     return GET_INVENTORY, {"product_id": numbered.thing_sql("product", f":number % {PRODUCTS}")}, past.defined()
 
 
-def side(
-    url: str,
-    name: str,
-    found: tuple[Statement, Mapping[str, str], Mapping[str, object]],
-    sql: str = "",
-) -> Side:
+def side(url: str, name: str, found: tuple[Statement, Mapping[str, str], Mapping[str, object]], sql: str = "") -> Side:
     """A statement on the past, by pgbench; `sql` instead of its own text, with the same parameters."""
-    statement, values, defined = found
-    return pgbench.side(url, [pgbench.script(statement, values, NUMBER, sql)], defined, name)
+    return pgbench.reading(url, name, *found, NUMBER, sql)

@@ -36,7 +36,7 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How long and how often. `quick`: only whether it works; its figures mean nothing."""
+    """How long and how often. `quick`: each side once, only to see whether it works; the figures mean nothing."""
 
     rounds: int
     seconds: float
@@ -46,12 +46,16 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Sides, ours first, that do the same work. `facts` are found out about it besides, once it is done."""
+    """Sides, ours first, that do the same work.
+
+    `facts` are found out about it besides, once the turns it is given are done; it raises VoidError when what it finds
+    is not what they should have left.
+    """
 
     name: str
     unit: str
     sides: Sequence[Side]
-    facts: Callable[[], Awaitable[dict[str, Any]]] | None = None
+    facts: Callable[[Sequence["Phase"]], Awaitable[dict[str, Any]]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +104,15 @@ class Result:
         """A second: median of its turns."""
         return statistics.median(phase.rate for phase in self.of(side))
 
+    def cpu_us(self, side: str) -> tuple[float, float]:
+        """For each of what was done, of its process and of PostgreSQL: medians of its turns."""
+        turns = self.of(side)
+        return statistics.median(t.process_us for t in turns), statistics.median(t.postgres_us for t in turns)
+
+    def latencies_ms(self, side: str) -> list[float]:
+        """By PERCENTILES, the median of its turns; empty when they tell none."""
+        return [statistics.median(each) for each in zip(*(t.latencies_ms for t in self.of(side)), strict=True)]
+
     def ratio(self, limit: str) -> Ratio:
         """Of ours to `limit`, round by round: what disturbs both alike falls out of it."""
         ours, theirs = self._by_round(self.sides[0]), self._by_round(limit)
@@ -124,11 +137,13 @@ class Result:
 
 
 async def alternate(comparison: Comparison, plan: Plan, postgres: Callable[[], float]) -> Result:
-    """Each round is all sides there and back again, so that what only grows or cools down meets them alike.
+    """Each round is all sides there and back again (A B B A), so that what only grows or cools down meets them alike.
 
     `postgres` gives the CPU seconds of PostgreSQL until now.
     """
-    began, phases = time.perf_counter(), []
+    began = time.perf_counter()
+    phases: list[Phase] = []
+    order = [*comparison.sides, *([] if plan.quick else reversed(comparison.sides))]
 
     async def turn(side: Side) -> Phase:
         process_before, postgres_before, started_at = side.cpu(), postgres(), time.perf_counter() - began
@@ -150,14 +165,14 @@ async def alternate(comparison: Comparison, plan: Plan, postgres: Callable[[], f
         for side in comparison.sides:
             await side.run(plan.warm_seconds)
     for number in range(1, plan.rounds + 1):
-        turns = [await turn(side) for side in (*comparison.sides, *reversed(comparison.sides))]
+        turns = [await turn(side) for side in order]
         phases += turns
         told = (
             f"{side.name} {statistics.mean(one.rate for one in turns if one.side == side.name):,.0f}/s"
             for side in comparison.sides
         )
         say(f"{comparison.name}, round {number}: {', '.join(told)}")
-    facts = await comparison.facts() if comparison.facts else {}
+    facts = await comparison.facts(phases) if comparison.facts else {}
     sides = tuple(side.name for side in comparison.sides)
     return Result(comparison.name, comparison.unit, sides, plan.rounds, tuple(phases), facts)
 
@@ -166,10 +181,7 @@ def summary(result: Result) -> list[str]:
     """In lines: rate and CPU of each side, and ours as a share of each limit with its spread."""
     lines = []
     for side in result.sides:
-        turns = result.of(side)
-        process, postgres = (
-            statistics.median(getattr(phase, which) for phase in turns) for which in ("process_us", "postgres_us")
-        )
+        process, postgres = result.cpu_us(side)
         line = f"{result.name}: {side} {result.rate(side):,.0f} {result.unit}/s, CPU of one: {process:.0f} us itself"
         line += f", {postgres:.0f} us PostgreSQL"
         if side != result.sides[0]:

@@ -18,7 +18,7 @@ from services.common.db import SESSION, Statement
 from services.embedded.postgres import program
 
 CLIENTS: Final = 16  # as many as wrk's connections
-_QUICK_TRANSACTIONS: Final = 5  # of each client, where pgbench's seconds, which are whole ones, would be too many
+_QUICK: Final = ("-c2", "-t5")  # where pgbench's seconds, which are whole ones, would be too many
 _TIME, _FIELDS = 2, 6  # in a line of its log: client, transaction, microseconds, script, when (two)
 
 
@@ -46,15 +46,15 @@ def variables(names: Sequence[str]) -> dict[str, str]:
 async def pgbench(url: str, scripts: Sequence[str], seconds: float, defined: Mapping[str, object]) -> Work:
     """What CLIENTS clients do, each with any of `scripts` at a time. VoidError when a statement failed.
 
-    Whole seconds, at least one; below that a few transactions of each client.
+    Whole seconds, at least one; below that two clients with five transactions each.
     """
     with tempfile.TemporaryDirectory(prefix="pgbench") as folder:
         files = [Path(folder, f"{number}.sql") for number in range(len(scripts))]
         for file, text in zip(files, scripts, strict=True):
             file.write_text(text)
         process = await asyncio.create_subprocess_exec(
-            *(str(program("pgbench")), "-n", "-M", "prepared", f"-c{CLIENTS}", "-j1", "--log", "--exit-on-abort"),
-            *([f"-t{_QUICK_TRANSACTIONS}"] if seconds < 1 else [f"-T{seconds:.0f}"]),
+            *(str(program("pgbench")), "-n", "-M", "prepared", "-j1", "--log", "--exit-on-abort"),
+            *(_QUICK if seconds < 1 else (f"-c{CLIENTS}", f"-T{seconds:.0f}")),
             *(word for name, value in defined.items() for word in ("-D", f"{name}={value}")),
             *(word for file in files for word in ("-f", str(file))),
             url,
@@ -89,10 +89,29 @@ def _logged(folder: Path) -> list[int]:
     return found
 
 
-def side(url: str, scripts: Sequence[str], defined: Mapping[str, object], name: str = "pgbench") -> Side:
-    """The same scripts again and again; pgbench's own CPU is that of its process."""
+def reading(
+    url: str,
+    name: str,
+    statement: Statement,
+    values: Mapping[str, str],
+    defined: Mapping[str, object],
+    prologue: Sequence[str] = (),
+    sql: str = "",
+) -> Side:
+    """A statement that reads, see `script`; pgbench's own CPU is that of its process.
+
+    VoidError when it finds nothing: its parameters then are not those of any row.
+    """
+    text = script(statement, values, prologue, sql)
+    head, body = "\n".join(prologue), text.removeprefix("\n".join([*prologue, ""])).strip().removesuffix(";")
+    proof = f"{head}\nSELECT 1 / count(*) FROM ({body}) found;\n"  # division by zero
+    proved = False
 
     async def run(seconds: float) -> Work:
-        return await pgbench(url, scripts, seconds, defined)
+        nonlocal proved
+        if not proved:
+            await pgbench(url, [proof], 0, defined)
+            proved = True
+        return await pgbench(url, [text], seconds, defined)
 
     return Side(name, run, programs_cpu)
