@@ -16,7 +16,7 @@ from services.orders import seed as seeding
 
 _ORDERS, _QUICK_ORDERS = 20_000, 20
 _PRODUCTS: Final = 100
-_MONTHS: Final = 12
+_MONTHS, _QUICK_MONTHS = 12, 2
 _FIRST: Final = "orders.orders"  # lines refer to them
 _PATIENCE_SECONDS: Final = 3_600.0
 
@@ -37,6 +37,7 @@ class _Shop:
 
     stage: Stage
     orders: int
+    months: int
     now: datetime
     folder: Path
     columns: dict[str, str]  # of each table that the seed fills
@@ -52,8 +53,8 @@ class _Shop:
         r"""`\copy` into an empty database whose months are there."""
         url = await self.stage.fresh_database("bench_copy")
         connection = await self.stage.connected(url)
-        first = clock.add_months(clock.month_of(self.now), 1 - _MONTHS)
-        for month in range(_MONTHS + 1):
+        first = clock.add_months(clock.month_of(self.now), 1 - self.months)
+        for month in range(self.months + 1):
             await connection.execute("SELECT orders.create_month($1)", clock.add_months(first, month).date())
         started = time.perf_counter()
         await self._psql(
@@ -77,7 +78,7 @@ class _Shop:
         await self._psql(url, [f"\\copy (SELECT {self.columns[n]} FROM {n}) TO {self._file(n)}" for n in filled])
 
     async def _seed(self, url: str) -> seeding.Seeded:
-        return await seeding.seed(url, products=_PRODUCTS, orders=self.orders, months=_MONTHS, now=self.now)
+        return await seeding.seed(url, products=_PRODUCTS, orders=self.orders, months=self.months, now=self.now)
 
     async def _loaded(self, url: str, seconds: float) -> Work:
         """VoidError when it is not what there was at first."""
@@ -113,7 +114,8 @@ async def comparisons(stage: Stage) -> list[Comparison]:
     """Rows a second. Events, lines, rollups and all: what a seed leaves in its database."""
     folder = stage.stack.settings.home / "copied"
     folder.mkdir()
-    shop = _Shop(stage, _QUICK_ORDERS if stage.quick else _ORDERS, clock.now(), folder, {}, {})
+    orders, months = (_QUICK_ORDERS, _QUICK_MONTHS) if stage.quick else (_ORDERS, _MONTHS)
+    shop = _Shop(stage, orders, months, clock.now(), folder, {}, {})
     await shop.prepare()
     sides = [Side("orders seed", shop.seed, own_cpu), Side(r"psql \copy", shop.copy, programs_cpu)]
     return [Comparison("seed", "rows", sides)]

@@ -16,6 +16,8 @@ from services.orders.queries import LIST_ORDERS, LIST_ORDERS_BY_STATUS
 from services.orders.repository import ALL_EVENTS, GET_EVENTS, PLACE
 
 NAME: Final = "pgbench"
+# Whose orders pgbench places: their texts are numbers where the API's have ids, so no list of the API's shows them.
+OTHER_BUYER: Final = numbered.thing("user", 2)
 _runs = count(1)  # numbers what is placed, so that no run repeats another's keys
 
 # Low digits of the order's id: run, client and how many it has placed before, 15 in all.
@@ -67,20 +69,20 @@ def placing(url: str, *, row: str = "place", product: int | None = None, name: s
         scripts = [_placing(row, [str(product)], 1)]
 
     async def run(seconds: float) -> Work:
-        now, shard = clock.now(), ids.shard_of(BUYER)
+        now, shard = clock.now(), ids.shard_of(OTHER_BUYER)
         defined = {
             "i": 0,
             "run": next(_runs),
             "start_ms": clock.to_ms(now),
             "shard": shard,
             "slice": shard % ids.SLICES,
-            "subject": BUYER,
-            "user_id": BUYER,
-            "user_text": BUYER,
+            "subject": OTHER_BUYER,
+            "user_id": OTHER_BUYER,
+            "user_text": OTHER_BUYER,
             "currency": "USD",
             "status": "confirmed",
             "payment_status": "on_account",
-            "actor": f"user:{BUYER}",
+            "actor": f"user:{OTHER_BUYER}",
             "created_text": clock.to_text(now),
             "adjustments": "[]",
             "amount_max": 2**53 - 1,
