@@ -62,6 +62,9 @@ NUMBER: Final = (
 )
 _ORDER: Final = numbered.order_sql(":number", ":at_ms", ":shard")
 _USER: Final = numbered.thing_sql("user", ":buyer")
+# For lists, whose plan is a close choice between indexes: an expression in the place of a parameter can tip it. This
+# costs a round trip that reads nothing, the same on all sides.
+BUYER: Final = rf"SELECT {_USER} AS user_id \gset"
 
 # What the INSERTs below read. $1, $2: first and last number; $3: buyers; $4, $5: the first one's time, and the step.
 _MADE: Final = f"""
@@ -138,7 +141,7 @@ def newest(past: Past, status: str | None = None) -> tuple[Statement, dict[str, 
         "before_id": "00000000-0000-0000-0000-000000000000",
         "limit": PAGE_DEFAULT,
     }
-    values = {**pgbench.variables(list(bounds)), "user_id": _USER}
+    values = pgbench.variables([*bounds, "user_id"])
     return LIST_ORDERS if status is None else LIST_ORDERS_BY_STATUS, values, {**past.defined(), **bounds}
 
 
@@ -155,4 +158,5 @@ def stock(past: Past) -> tuple[Statement, dict[str, str], dict[str, object]]:
 
 def side(url: str, name: str, found: tuple[Statement, Mapping[str, str], Mapping[str, object]], sql: str = "") -> Side:
     """A statement on the past, by pgbench; `sql` instead of its own text, with the same parameters."""
-    return pgbench.reading(url, name, *found, NUMBER, sql)
+    prologue = [*NUMBER, BUYER] if ":user_id" in found[1].values() else NUMBER
+    return pgbench.reading(url, name, *found, prologue, sql)
