@@ -7,7 +7,6 @@ each other. Exit code 2: a row could not be run, or its run is void.
 import argparse
 import asyncio
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from loadtests.bench.rows import PROGRAMS, ROWS
 from loadtests.bench.said import say
 from services.common import log
 from services.embedded.errors import StackError
+from services.embedded.supervisor import stop_on_signals
 
 FAILED = 2
 ORDERS, QUICK_ORDERS = 500, 20
@@ -32,8 +32,7 @@ SIZES = (20_000, 200_000)
 def main(arguments: Sequence[str]) -> int:
     """Run as the command line says; its exit code."""
     if arguments and arguments[0] in PROGRAMS:
-        command = [sys.executable, "-m", f"loadtests.bench.{arguments[0]}", *arguments[1:]]
-        return subprocess.run(command, check=False).returncode  # ours
+        os.execv(sys.executable, [sys.executable, "-m", f"loadtests.bench.{arguments[0]}", *arguments[1:]])  # noqa: S606
     parser = _parser()
     given = parser.parse_args(arguments)
     if given.list:
@@ -61,8 +60,11 @@ async def run(names: Sequence[str], plan: Plan, sizes: tuple[int, ...], out: Pat
     if processes:
         wrk.require()
     orders = QUICK_ORDERS if plan.quick else ORDERS
-    async with stage.opened(processes, orders=orders, quick=plan.quick, sizes=sizes) as opened:
-        await measured(opened, names, plan, out)
+    with stop_on_signals():
+        async with stage.opened(processes, orders=orders, quick=plan.quick, sizes=sizes) as opened:
+            await measured(opened, names, plan, out)
+        return
+    raise VoidError("ended by a signal; what was done until then is kept")
 
 
 async def measured(opened: stage.Stage, names: Sequence[str], plan: Plan, out: Path) -> list[Result]:

@@ -98,7 +98,12 @@ class _Shop:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )
-        output, _ = await asyncio.wait_for(process.communicate(f"{script}\n".encode()), _PATIENCE_SECONDS)
+        try:
+            output, _ = await asyncio.wait_for(process.communicate(f"{script}\n".encode()), _PATIENCE_SECONDS)
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
         if process.returncode:
             raise VoidError(f"psql: {output.decode()}")
 
