@@ -11,7 +11,7 @@ from loadtests.bench.stage import PRODUCTS, Connection
 from services.common import clock, ids
 from services.common.db import Statement
 from services.common.schemas import PAGE_DEFAULT
-from services.orders.queries import GET_INVENTORY, LIST_ORDERS, LIST_ORDERS_BY_STATUS
+from services.orders.queries import GET_INVENTORY, LIST_ORDERS, LIST_ORDERS_BY_STATUS, MONTHS_PER_PAGE_MAX
 from services.orders.repository import ALL_EVENTS, GET_EVENTS, REPLAY
 
 ORDERS_OF_A_BUYER: Final = 50  # so that a page is full
@@ -133,10 +133,11 @@ def get(past: Past) -> tuple[Statement, dict[str, str], dict[str, object]]:
 
 
 def newest(past: Past, status: str | None = None) -> tuple[Statement, dict[str, str], dict[str, object]]:
-    """The newest page of any buyer."""
+    """The newest page of any buyer, with the bounds of time that the service gives it."""
+    walked_from = clock.add_months(clock.month_of(past.now), 1 - MONTHS_PER_PAGE_MAX)
     bounds = {
         "status": status,
-        "from_at": clock.to_text(past.first),
+        "from_at": clock.to_text(max(past.first, walked_from)),
         "before_at": clock.to_text(past.now),
         "before_id": "00000000-0000-0000-0000-000000000000",
         "limit": PAGE_DEFAULT,
