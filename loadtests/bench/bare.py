@@ -1,11 +1,13 @@
-"""The limit: the same two operations as a bare Starlette handler, the same token check and the same SQL on asyncpg.
+"""The limit: the same operations as bare Starlette handlers, the same token check and the same SQL on asyncpg.
 
-It parses the same body, binds the same values and answers what PostgreSQL gave: no validation, no fold, no metrics. And
+They parse the same body, bind the same values and answer what PostgreSQL gave: no validation, no fold, no metrics. And
 the limit of a cache: the same token check, and constant bytes.
 """
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
+from uuid import UUID
 
 import asyncpg
 import orjson
@@ -15,9 +17,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from loadtests.bench import placing
 from services.common import clock, ids
-from services.common.auth import TokenVerifier
+from services.common.auth import Claims, TokenVerifier
 from services.common.db import SESSION
+from services.common.schemas import PAGE_DEFAULT
+from services.orders.queries import LIST_ORDERS, LIST_ORDERS_BY_STATUS
 from services.orders.repository import ALL_EVENTS, GET_EVENTS, PLACE
 from services.orders.settings import OrdersSettings
 
@@ -46,56 +51,35 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
     await app.state.pool.close()
 
 
+async def claims_of(request: Request) -> Claims:
+    """Whose token it is."""
+    verifier: TokenVerifier = request.app.state.verifier
+    header = request.headers["authorization"]
+    return verifier.recall(header) or await verifier.verify(header)
+
+
 async def place(request: Request) -> Response:
     """POST /v1/orders."""
-    verifier = request.app.state.verifier
-    header = request.headers["authorization"]
-    claims = verifier.recall(header) or await verifier.verify(header)
+    claims = await claims_of(request)
     body = orjson.loads(await request.body())
     now = clock.now()
-    key = ids.new_order_key(claims.user_id, now)
-    items = body["items"]
-    values = {
-        "shard": key.shard,
-        "slice": key.shard % 16,
-        "order_id": key.order_id,
-        "order_text": ids.to_text(key.order_id),
-        "created_at": now,
-        "created_text": clock.to_text(now),
-        "event_id": ids.new_id(now),
-        "user_id": claims.user_id,
-        "user_text": str(claims.user_id),
-        "subject": claims.subject,
-        "key": request.headers["idempotency-key"],
-        "request_hash": b"",
-        "currency": body["currency"],
-        "product_ids": [ids.from_text(item["product_id"]) for item in items],
-        "product_texts": [item["product_id"] for item in items],
-        "quantities": [item["quantity"] for item in items],
-        "seen_prices": [None for _ in items],
-        "agreed": False,
-        "adjustments": "[]",
-        "adjusted_amount": 0,
-        "amount_max": 2**53 - 1,
-        "status": "confirmed",
-        "payment_status": "on_account",
-        "payment_method": None,
-        "shipping_address_id": None,
-        "expires_at": None,
-        "expires_text": None,
-        "actor": f"user:{claims.user_id}",
-        "traceparent": None,
-    }
+    values = placing.arguments(
+        ids.new_order_key(claims.user_id, now),
+        user_id=claims.user_id,
+        subject=claims.subject,
+        key=request.headers["idempotency-key"],
+        currency=body["currency"],
+        items=body["items"],
+        now=now,
+    )
     async with request.app.state.pool.acquire() as connection:
-        row = await connection.fetchrow(PLACE.sql, *PLACE.arguments(values))
+        row = await connection.fetchrow(PLACE.sql, *values)
     return Response(row["data"], status_code=201, media_type="application/json")
 
 
 async def get(request: Request) -> Response:
     """GET /v1/orders/{order_id}."""
-    verifier = request.app.state.verifier
-    header = request.headers["authorization"]
-    claims = verifier.recall(header) or await verifier.verify(header)
+    claims = await claims_of(request)
     key = ids.order_key(ids.from_text(request.path_params["order_id"]))
     values = {
         "order_id": key.order_id,
@@ -111,11 +95,28 @@ async def get(request: Request) -> Response:
     return Response(rows[0]["data"], media_type="application/json")
 
 
+async def list_orders(request: Request) -> Response:
+    """GET /v1/orders, the first page."""
+    claims = await claims_of(request)
+    status = request.query_params.get("status")
+    now = clock.now()
+    statement = LIST_ORDERS if status is None else LIST_ORDERS_BY_STATUS
+    values = {
+        "user_id": claims.user_id,
+        "status": status,
+        "from_at": now - timedelta(days=365),
+        "before_at": now,
+        "before_id": UUID(int=0),
+        "limit": PAGE_DEFAULT,
+    }
+    async with request.app.state.pool.acquire() as connection:
+        rows = await connection.fetch(statement.sql, *statement.arguments(values))
+    return Response(b"[" + b",".join(row["data"].encode() for row in rows) + b"]", media_type="application/json")
+
+
 async def constant(request: Request) -> Response:
     """GET /v1/constant/{order_id}: the limit of what is answered without asking anybody."""
-    verifier = request.app.state.verifier
-    header = request.headers["authorization"]
-    verifier.recall(header) or await verifier.verify(header)
+    await claims_of(request)
     return Response(CONSTANT, media_type="application/json")
 
 
@@ -127,6 +128,7 @@ async def ready(_: Request) -> Response:
 app = Starlette(
     routes=[
         Route("/v1/orders", place, methods=["POST"]),
+        Route("/v1/orders", list_orders),
         Route("/v1/orders/{order_id}", get),
         Route("/v1/constant/{order_id}", constant),
         Route("/readyz", ready),

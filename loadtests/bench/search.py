@@ -163,27 +163,33 @@ async def measure(asked: Asked, rows: list[tuple[object, ...]], times: int) -> N
     everything: dict[str, Any] = {"active": True, "currency": None, "price_from": None, "price_to": None}
     names = [str(row[1]) for row in rows]
     for name, question in questions(names, chance).items():
-        values = lambda question=question: {  # noqa: E731
-            **everything,
-            "q": question(),
-            "limit": 20,
-            "candidates": queries.CANDIDATES_MAX,
-            "spelled_characters": queries.SPELLED_CHARACTERS_MAX,
-        }
+
+        def values(question: Callable[[], str] = question) -> dict[str, Any]:
+            return {
+                **everything,
+                "q": question(),
+                "limit": 20,
+                "candidates": queries.CANDIDATES_MAX,
+                "spelled_characters": queries.SPELLED_CHARACTERS_MAX,
+            }
+
         await asked.tell(f"search: {name}", SEARCH, values, times)
-    dear = {"currency": "EUR", "price_from": 19_990, "price_to": 20_000}
+    dear: dict[str, Any] = {"currency": "EUR", "price_from": 19_990, "price_to": 20_000}
     for name, filters, walk in (("all", {}, 21), ("one in 10,000", dear, queries.WALK_MAX)):
         for listing in (LIST_NEWEST, LIST_BY_NAME):
-            values = lambda filters=filters, walk=walk: {  # noqa: E731
-                **everything,
-                **filters,
-                "from_id": chance.choice(rows)[0],
-                "from_name": chance.choice(names).lower(),
-                "after_id": None,
-                "walk": walk,
-                "limit": 21,
-            }
-            await asked.tell(f"{listing.name}: {name}", listing, values, times)
+
+            def listed(filters: dict[str, Any] = filters, walk: int = walk) -> dict[str, Any]:
+                return {
+                    **everything,
+                    **filters,
+                    "from_id": chance.choice(rows)[0],
+                    "from_name": chance.choice(names).lower(),
+                    "after_id": None,
+                    "walk": walk,
+                    "limit": 21,
+                }
+
+            await asked.tell(f"{listing.name}: {name}", listing, listed, times)
 
 
 if __name__ == "__main__":

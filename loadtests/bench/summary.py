@@ -100,7 +100,7 @@ async def place(database: Database, products: list[uuid.UUID], seconds: float) -
             placement,
             Key(str(user), "k", b""),
             now=clock.now(),
-            traceparent=None,
+            traceparent="",
             expires_after=timedelta(minutes=30),
         )
         taken.append(time.perf_counter() - started)

@@ -11,7 +11,7 @@ from typing import Any, Final
 import psutil
 
 from services.embedded.errors import StackError
-from services.embedded.postgres import programs
+from services.embedded.postgres import program
 
 FSYNC_SECONDS: Final = 1  # the least it takes
 _FDATASYNC: Final = re.compile(r"^\s+fdatasync\s+([\d.]+) ops/sec")
@@ -35,7 +35,7 @@ def _commit() -> str:
     described = ("git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*")
     checkout = Path(__file__).resolve().parent
     try:
-        done = subprocess.run(described, cwd=checkout, check=True, capture_output=True, text=True)  # noqa: S603
+        done = subprocess.run(described, cwd=checkout, check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return done.stdout.strip()
@@ -52,12 +52,12 @@ def _cpu_model() -> str:
 async def _fsyncs_per_second(disk: Path) -> float | None:
     """8 KiB by fdatasync, its default on Linux, as PostgreSQL's pg_test_fsync says; what it tries next is cut off."""
     try:
-        program = programs() / "pg_test_fsync"
+        tester = program("pg_test_fsync")
     except StackError:
         return None
     file = disk / "pg_test_fsync.out"
     process = await asyncio.create_subprocess_exec(
-        *(str(program), "-s", str(FSYNC_SECONDS), "-f", str(file)), stdout=asyncio.subprocess.PIPE
+        *(str(tester), "-s", str(FSYNC_SECONDS), "-f", str(file)), stdout=asyncio.subprocess.PIPE
     )
     assert process.stdout is not None  # noqa: S101 # as asked for
     try:

@@ -3,6 +3,7 @@
 import typer
 
 from services.cli import (
+    bench,
     cache,
     dead_letters,
     demo,
@@ -42,3 +43,6 @@ app.command("token")(token.token)
 app.command("tail")(tail.tail)
 app.command("dead-letters")(dead_letters.dead_letters)
 app.command("watch")(watch.watch)
+app.command(
+    "bench", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+)(bench.bench)

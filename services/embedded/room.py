@@ -1,9 +1,11 @@
 """What a machine has to have left for a stack: space and ports."""
 
+import os
 import secrets
 import shutil
 import socket
 from pathlib import Path
+from typing import Final
 
 import psutil
 
@@ -20,6 +22,10 @@ from services.embedded.settings import (
     REPLICA,
     VALKEY,
 )
+
+# Below the ports the kernel hands out to clients (32768 on Linux), one of which could come in between.
+FREE_PORT_BASES: Final = range(10_000, 31_000)
+_WORKERS: Final = (("PYTEST_XDIST_WORKER", "gw0"), ("PYTEST_XDIST_WORKER_COUNT", "1"))
 
 
 def check_space(home: Path, min_free_bytes: int) -> None:
@@ -43,15 +49,21 @@ def check_ports(part: Part) -> None:
 
 
 def free_port_base() -> int:
-    """A port base with nobody on any port that follows from it: for stacks that come and go, as tests and demos do."""
+    """A port base with nobody on any port that follows from it: for stacks that come and go, as tests and demos do.
+
+    The workers of one test run (pytest-xdist) each have their own: two stacks that start at the same time would both
+    find the same ports free.
+    """
     offsets = [
         *range(PAYMENTS + 1),
         *(EDGE, POSTGRES, REPLICA, VALKEY, KAFKA, KAFKA_CONTROLLER),
         *range(METRICS, METRICS + 20),
     ]
+    worker, workers = (int(os.environ.get(name, value).removeprefix("gw")) for name, value in _WORKERS)
+    share = len(FREE_PORT_BASES) // workers
+    mine = FREE_PORT_BASES[worker * share : (worker + 1) * share - max(offsets)]
     while True:
-        # Below the ports the kernel hands out to clients (32768 on Linux), one of which could come in between.
-        base = 10_000 + secrets.randbelow(21_000)
+        base = secrets.choice(mine)
         if all(_taken(base + offset) is None for offset in offsets):
             return base
 

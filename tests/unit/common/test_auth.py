@@ -296,7 +296,7 @@ async def test_without_a_bearer_token_the_challenge_has_no_error(
         {"key": RS_KEY, "alg": "RS256", "header": {"kid": ES_KEY.kid}},
         {"header": {"kid": MISSING}},
     ],
-    ids=str,
+    ids=" ".join,
 )
 async def test_wrong_token_is_refused(verifier: TokenVerifier, issuer: Issuer, changed: dict[str, Any]) -> None:
     if "key" in changed and changed["key"] is RS_KEY:

@@ -1,0 +1,1 @@
+"""Ours against the limit, in one run: docs/performance.md."""
