@@ -18,6 +18,7 @@ from loadtests.bench.machine import NotDurableError
 from loadtests.bench.measure import Plan, Result, VoidError, alternate, summary
 from loadtests.bench.rows import PROGRAMS, ROWS
 from loadtests.bench.said import say
+from loadtests.machine import ROOT
 from services.common import log
 from services.embedded.errors import StackError
 from services.embedded.supervisor import stop_on_signals
@@ -105,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out",
         type=Path,
-        default=Path(os.environ.get("ORDERS_HOME", machine.ROOT / ".local")) / "bench",
+        default=Path(os.environ.get("ORDERS_HOME", ROOT / ".local")) / "bench",
         help="folder for JSON and plots; default: bench in ORDERS_HOME",
     )
     return parser

@@ -1,9 +1,5 @@
 """What a figure depends on besides the code: the machine, the server's settings, and who has used how much CPU."""
 
-import asyncio
-import os
-import platform
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -11,13 +7,10 @@ from typing import Any, Final
 import asyncpg
 import psutil
 
-from services.embedded import postgres
+from loadtests import machine
 
-ROOT: Final = Path(__file__).resolve().parents[2]
 DURABLE: Final = ("fsync", "full_page_writes", "synchronous_commit")
 _TOLD: Final = (*DURABLE, "server_version", "shared_buffers", "max_wal_size", "wal_level", "wal_sync_method")
-_SYNC_METHOD: Final = "fdatasync"  # PostgreSQL's own on Linux
-_SYNC_SECONDS: Final = "1"
 
 
 class NotDurableError(Exception):
@@ -61,7 +54,7 @@ def programs_cpu() -> float:
 async def facts(postgres_url: str, directory: Path, *, sync_rate: bool) -> dict[str, Any]:
     """What stands beside the figures. NotDurableError when the server does not sync.
 
-    `sync_rate` takes seconds: how often a second 8 kB are safe on the disk of `directory`, by pg_test_fsync.
+    The machine's as `machine.described` tells them.
     """
     connection = await asyncpg.connect(postgres_url)
     try:
@@ -71,52 +64,6 @@ async def facts(postgres_url: str, directory: Path, *, sync_rate: bool) -> dict[
     if off := [name for name in DURABLE if server[name] != "on"]:
         raise NotDurableError(f"{', '.join(off)} must be on: figures of a server that may forget are not comparable")
     return {
-        "commit": _commit(),
-        "cpu": _cpu_model(),
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "kernel": platform.release(),
-        "python": platform.python_version(),
+        **await machine.described(directory, sync_rate=sync_rate),
         "postgresql": server,
-        "syncs_per_second": await _syncs_per_second(directory) if sync_rate else None,
     }
-
-
-def _commit() -> str:
-    """As git describes it; with a mark when files differ from it."""
-    found = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],  # noqa: S607 # whichever git there is
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return found.stdout.strip() or "not a checkout"
-
-
-def _cpu_model() -> str:
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
-
-
-async def _syncs_per_second(directory: Path) -> float:
-    """By PostgreSQL's program, which is ended once it has told what is asked: its other methods take it long."""
-    file = directory / "pg_test_fsync"
-    process = await asyncio.create_subprocess_exec(
-        *(str(postgres.program("pg_test_fsync")), "-s", _SYNC_SECONDS, "-f", str(file)),
-        stdout=asyncio.subprocess.PIPE,
-    )
-    if process.stdout is None:
-        raise AssertionError("it was asked for")
-    try:
-        async for line in process.stdout:
-            words = line.decode().split()
-            if words[:1] == [_SYNC_METHOD] and "ops/sec" in words:
-                return float(words[words.index("ops/sec") - 1])
-    finally:
-        if process.returncode is None:
-            process.terminate()
-        await process.communicate()
-        file.unlink(missing_ok=True)
-    raise RuntimeError("pg_test_fsync has told nothing about fdatasync")

@@ -7,8 +7,8 @@ from typing import Any, Final
 import orjson
 
 from loadtests.bench import plots
-from loadtests.bench.machine import ROOT
 from loadtests.bench.measure import PERCENTILES, Plan, Result
+from loadtests.machine import ROOT
 from services.cli.marked import replaced
 
 DOCUMENT: Final = ROOT / "docs" / "performance.md"
@@ -50,7 +50,7 @@ def _machines(found: Sequence[tuple[dict[str, Any], Result]]) -> list[str]:
         machine = content["machine"]
         lines.append(
             f"- {machine['commit']}, {machine['cores']} cores of {machine['cpu']}, PostgreSQL"
-            f" {machine['postgresql']['server_version']}, {machine['syncs_per_second']:,.0f} syncs a second;"
+            f" {machine['postgresql']['server_version']}, {machine['fsyncs_per_second']:,.0f} syncs a second;"
             f" {result.rounds} rounds, turns of {content['seconds']:g} s"
         )
     return list(dict.fromkeys(lines))

@@ -16,7 +16,8 @@ import asyncpg
 import httpx
 
 from loadtests.bench import numbered, placing
-from loadtests.bench.machine import ROOT, cpu_of
+from loadtests.bench.machine import cpu_of
+from loadtests.machine import ROOT
 from services.cli import migrate
 from services.common import clock, ids
 from services.common.db import SESSION

@@ -14,7 +14,8 @@ from typing import Final
 import orjson
 from rich.console import Console
 
-from loadtests.load import machine, report, scenario
+from loadtests import machine
+from loadtests.load import report, scenario
 from loadtests.load.generators import Generator, Load, k6, locust
 from loadtests.load.run import run, verdict
 from loadtests.load.scenario import OBJECTIVES, REPORT, LoadError, Objectives

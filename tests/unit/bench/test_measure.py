@@ -73,7 +73,7 @@ async def test_facts_are_given_the_turns_and_kept() -> None:
     assert result.facts == {"counted": 7}
 
 
-FACTS = {"commit": "abc", "cores": 2, "cpu": "a chip", "postgresql": {"server_version": "18"}, "syncs_per_second": 1e4}
+FACTS = {"commit": "abc", "cores": 2, "cpu": "a chip", "postgresql": {"server_version": "18"}, "fsyncs_per_second": 1e4}
 
 
 async def test_what_is_kept_is_read_back_and_stands_in_the_table(tmp_path: Path) -> None:

@@ -13,29 +13,33 @@ import psutil
 from services.embedded.errors import StackError
 from services.embedded.postgres import program
 
+ROOT: Final = Path(__file__).resolve().parents[1]
 FSYNC_SECONDS: Final = 1  # the least it takes
 _FDATASYNC: Final = re.compile(r"^\s+fdatasync\s+([\d.]+) ops/sec")
 
 
-async def described(disk: Path) -> dict[str, Any]:
-    """Commit, processor, memory and load, and how often `disk` syncs a page a second, None where nobody can tell."""
+async def described(disk: Path, *, sync_rate: bool = True) -> dict[str, Any]:
+    """Commit, processor, memory, load and Python; and how often `disk` syncs a page a second, None if nobody can tell.
+
+    That takes FSYNC_SECONDS or a little more, and is left out without `sync_rate`.
+    """
     return {
         "commit": _commit(),
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
         "system": platform.platform(),
+        "python": platform.python_version(),
         "load_average": os.getloadavg(),
-        "fsyncs_per_second": await _fsyncs_per_second(disk),
+        "fsyncs_per_second": await _fsyncs_per_second(disk) if sync_rate else None,
     }
 
 
 def _commit() -> str:
     """With `+` when the checkout has changes; "unknown" outside of one."""
     described = ("git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*")
-    checkout = Path(__file__).resolve().parent
     try:
-        done = subprocess.run(described, cwd=checkout, check=True, capture_output=True, text=True)
+        done = subprocess.run(described, cwd=ROOT, check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return done.stdout.strip()
