@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 LATE_SECONDS: Final = 0.2  # ten times what a statement may take
 ANSWER_SECONDS: Final = 0.2
 FAILURES: Final = 3  # in a row
+# Before it is asked anew, as on a connection that nothing comes through any more. Who asked anew each time would take a
+# server for dead that is slow: a connection by password is several round trips.
+QUESTION_SECONDS: Final = 2.0
 RESET_SECONDS: Final = 1.0  # and so late at most does it all go on
 # A question given up later than that tells only that this process had no time to hear the answer: it asks again, until
 # the breaker's own deadline.
@@ -60,6 +63,8 @@ class Watch:
         self._end_all = end_all
         self._suspected_at: float | None = None
         self._connection: Connection | None = None
+        self._question: asyncio.Task[None] | None = None
+        self._asked_at = 0.0
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -71,7 +76,7 @@ class Watch:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
-        self._disconnect()
+        await self._drop()
 
     def admit(self) -> None:
         """Something may be asked of the database. BreakerOpenError, counted, while it is left alone."""
@@ -112,22 +117,37 @@ class Watch:
             self._suspected_at = None
 
     async def _answer(self) -> None:
-        """The server has said something, be it that it has too many connections."""
+        """The server has said something in time, now or to what it was asked before."""
         while True:
-            asked_at = monotonic()
-            try:
-                async with asyncio.timeout(ANSWER_SECONDS):
-                    if self._connection is None or self._connection.is_closed():
-                        self._connection = await self._connect()
-                    await self._connection.execute("SELECT 1")
-            except Exception as error:
-                self._disconnect()
-                if isinstance(error, asyncpg.PostgresError) and not isinstance(error, _DOWN):
-                    return
-                if monotonic() - asked_at < _GIVEN_UP_SECONDS:
-                    raise
-            else:
-                return
+            began_at = monotonic()
+            if self._question is None or began_at - self._asked_at > QUESTION_SECONDS:
+                await self._drop()
+                self._question, self._asked_at = asyncio.create_task(self._one_question()), began_at
+            await asyncio.wait([self._question], timeout=ANSWER_SECONDS)
+            if self._question.done():
+                question, self._question = self._question, None
+                return question.result()
+            if monotonic() - began_at < _GIVEN_UP_SECONDS:
+                raise TimeoutError(f"no answer for {monotonic() - self._asked_at:.1f} s")
+
+    async def _one_question(self) -> None:
+        """It has answered, be it that it has too many connections."""
+        try:
+            if self._connection is None or self._connection.is_closed():
+                self._connection = await self._connect()
+            await self._connection.execute("SELECT 1")
+        except Exception as error:
+            self._disconnect()
+            if isinstance(error, _DOWN) or not isinstance(error, asyncpg.PostgresError):
+                raise
+
+    async def _drop(self) -> None:
+        """Nothing is asked any more, and there is no connection."""
+        question, self._question = self._question, None
+        self._disconnect()
+        if question is not None:
+            question.cancel()
+            await asyncio.gather(question, return_exceptions=True)
 
     def _disconnect(self) -> None:
         if self._connection is not None:
