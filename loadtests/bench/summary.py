@@ -1,8 +1,8 @@
-"""The order summaries at scale: `python -m loadtests.bench.summary [--orders 833000] [--seconds 20] [--rounds 3]`.
+"""The order summaries at scale: `python -m loadtests.bench.summary [--orders 833000] [--seconds 20] [--rounds 3] [--rate 63]`.
 
 Loads a month of orders, 2.5 lines and 3 events each, into embedded PostgreSQL with every durability setting on; orders
 are open for four days, so that a share of them is shown. Prints how long refreshes take while nothing changes and after
-orders were placed, and the time to place an order, one after another, with refreshes back to back and without,
+orders were placed, and the time to place an order, of `--rate` a second, with refreshes back to back and without,
 alternately in one run.
 """
 
@@ -30,6 +30,7 @@ from services.orders.commands import Key, Line, Placement
 
 WINDOW = timedelta(days=1)
 PRODUCTS = 1_000
+RATE = 63.0  # ten times the peak of ten million orders a year
 SHARD = "((get_byte(uuid_send(order_id), 6) & 15) << 8) + get_byte(uuid_send(order_id), 7)"
 LOAD = (  # names with a $ are put in
     "INSERT INTO orders.products (product_id, name, price, currency, active, version)"
@@ -85,16 +86,16 @@ async def refresh(database: Database) -> float:
     return time.perf_counter() - started
 
 
-async def place(database: Database, products: list[uuid.UUID], seconds: float) -> list[float]:
-    """Seconds of each placement, one after another, for so long."""
+async def place(database: Database, products: list[uuid.UUID], seconds: float, rate: float) -> list[float]:
+    """Seconds of each placement from when it was due, `rate` a second for so long; one late does not excuse the next."""
     taken: list[float] = []
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    begun = time.perf_counter()
+    for due in (begun + number / rate for number in range(int(seconds * rate))):
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
         user, number = uuid.uuid4(), len(taken)
         product = products[number % len(products)]
         line = Line(product, ids.to_text(product), 1, None)
         placement = Placement(user, f"user:{user}", "USD", [line], [], False, None, None)
-        started = time.perf_counter()
         await commands.place_order(
             database,
             placement,
@@ -103,7 +104,7 @@ async def place(database: Database, products: list[uuid.UUID], seconds: float) -
             traceparent="",
             expires_after=timedelta(minutes=30),
         )
-        taken.append(time.perf_counter() - started)
+        taken.append(time.perf_counter() - due)
     return taken
 
 
@@ -114,7 +115,7 @@ def told(seconds: list[float]) -> str:
     return f"n {len(ordered)}, p50 {statistics.median(ordered):.4f} s, p99 {p99:.4f} s, worst {ordered[-1]:.4f} s"
 
 
-async def measure(stack: Stack, orders: int, seconds: float, rounds: int) -> None:
+async def measure(stack: Stack, orders: int, seconds: float, rounds: int, rate: float) -> None:
     """Load, measure, print."""
     owner_url = stack.addresses.postgres
     await asyncio.to_thread(migrate.upgrade, owner_url)
@@ -140,8 +141,8 @@ async def measure(stack: Stack, orders: int, seconds: float, rounds: int) -> Non
     without: list[float] = []
     refreshes: list[float] = []
     for _ in range(rounds):
-        without += await place(api, products, seconds)
-        placing = asyncio.create_task(place(api, products, seconds))
+        without += await place(api, products, seconds, rate)
+        placing = asyncio.create_task(place(api, products, seconds, rate))
         while not placing.done():
             refreshes.append(await refresh(keeper))
         with_refresh += await placing
@@ -152,14 +153,14 @@ async def measure(stack: Stack, orders: int, seconds: float, rounds: int) -> Non
     await api.close()
 
 
-async def main(orders: int, seconds: float, rounds: int) -> None:
+async def main(orders: int, seconds: float, rounds: int, rate: float) -> None:
     """On a server of its own."""
     with tempfile.TemporaryDirectory() as home:
         settings = StackSettings(
             home=Path(home), port_base=free_port_base(), valkey_url="redis://127.0.0.1:1/0", kafka_url="127.0.0.1:1"
         )
         async with Stack(settings, processes=()) as stack:
-            await measure(stack, orders, seconds, rounds)
+            await measure(stack, orders, seconds, rounds, rate)
 
 
 if __name__ == "__main__":
@@ -167,5 +168,6 @@ if __name__ == "__main__":
     arguments.add_argument("--orders", type=int, default=833_000)
     arguments.add_argument("--seconds", type=float, default=20)
     arguments.add_argument("--rounds", type=int, default=3)
+    arguments.add_argument("--rate", type=float, default=RATE, help="orders a second")
     given = arguments.parse_args()
-    asyncio.run(main(given.orders, given.seconds, given.rounds))
+    asyncio.run(main(given.orders, given.seconds, given.rounds, given.rate))

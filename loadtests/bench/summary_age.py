@@ -2,7 +2,7 @@
 
 Loads orders as `summary.py` does, of the last `--days` (orders older than four days are not shown), then runs
 orders-maintenance as it is, with its default window and interval, and orders-api. A client asks GET /v1/order-summaries
-five times a second for `--seconds`, while orders are placed one after another. An answer's age is the client's clock,
+five times a second for `--seconds`, while orders are placed, RATE a second. An answer's age is the client's clock,
 when it has all of it, less `as_of`. Exit code 1 when its p99 is over 60 s.
 
 It takes the time of the load (about 1 min per 100,000 orders on two cores) and `--seconds`.
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import httpx
 
-from loadtests.bench.summary import load, place, say, told
+from loadtests.bench.summary import RATE, load, place, say, told
 from services.cli import migrate
 from services.cli.token import minted
 from services.common.db import Database
@@ -82,7 +82,7 @@ async def main(orders: int, days: int, seconds: float) -> int:
         async with Stack(settings, processes=processes, prepare=prepare) as stack:
             api = Database(stack.addresses.postgres_as("orders_api"), application_name="bench", size_max=1)
             await api.open()
-            placing = asyncio.create_task(place(api, products, seconds))
+            placing = asyncio.create_task(place(api, products, seconds, RATE))
             found = await ages(stack, seconds)
             placed = await placing
             await api.close()
