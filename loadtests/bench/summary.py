@@ -1,4 +1,4 @@
-"""The order summaries at scale: `python -m loadtests.bench.summary [--orders 833000] [--seconds 20] [--rounds 3] [--rate 63]`.
+"""The order summaries at scale: `python -m loadtests.bench.summary [--orders 833000] [--seconds 20]`.
 
 Loads a month of orders, 2.5 lines and 3 events each, into embedded PostgreSQL with every durability setting on; orders
 are open for four days, so that a share of them is shown. Prints how long refreshes take while nothing changes and after
@@ -87,7 +87,7 @@ async def refresh(database: Database) -> float:
 
 
 async def place(database: Database, products: list[uuid.UUID], seconds: float, rate: float) -> list[float]:
-    """Seconds of each placement from when it was due, `rate` a second for so long; one late does not excuse the next."""
+    """Seconds of each placement from when it was due, `rate` a second for so long."""
     taken: list[float] = []
     begun = time.perf_counter()
     for due in (begun + number / rate for number in range(int(seconds * rate))):
