@@ -1,6 +1,6 @@
 """The order summaries at scale: `python -m loadtests.bench.summary [--orders 833000] [--seconds 20]`.
 
-Loads a month of orders, 2.5 lines and 3 events each, into embedded PostgreSQL with every durability setting on; orders
+Loads `--days` of orders, 2.5 lines and 3 events each, into embedded PostgreSQL with every durability setting on; orders
 are open for four days, so that a share of them is shown. Prints how long refreshes take while nothing changes and after
 orders were placed, and the time to place an order, of `--rate` a second, with refreshes back to back and without,
 alternately in one run.
@@ -115,12 +115,12 @@ def told(seconds: list[float]) -> str:
     return f"n {len(ordered)}, p50 {statistics.median(ordered):.4f} s, p99 {p99:.4f} s, worst {ordered[-1]:.4f} s"
 
 
-async def measure(stack: Stack, orders: int, seconds: float, rounds: int, rate: float) -> None:
+async def measure(stack: Stack, orders: int, seconds: float, rounds: int, rate: float, days: int) -> None:
     """Load, measure, print."""
     owner_url = stack.addresses.postgres
     await asyncio.to_thread(migrate.upgrade, owner_url)
     started = time.perf_counter()
-    products = await load(owner_url, orders)
+    products = await load(owner_url, orders, days)
     say(f"{orders:,} orders loaded in {time.perf_counter() - started:.0f} s")
     keeper = Database(
         stack.addresses.postgres_as("orders_maintenance"),
@@ -153,14 +153,14 @@ async def measure(stack: Stack, orders: int, seconds: float, rounds: int, rate: 
     await api.close()
 
 
-async def main(orders: int, seconds: float, rounds: int, rate: float) -> None:
+async def main(orders: int, seconds: float, rounds: int, rate: float, days: int) -> None:
     """On a server of its own."""
     with tempfile.TemporaryDirectory() as home:
         settings = StackSettings(
             home=Path(home), port_base=free_port_base(), valkey_url="redis://127.0.0.1:1/0", kafka_url="127.0.0.1:1"
         )
         async with Stack(settings, processes=()) as stack:
-            await measure(stack, orders, seconds, rounds, rate)
+            await measure(stack, orders, seconds, rounds, rate, days)
 
 
 if __name__ == "__main__":
@@ -169,5 +169,8 @@ if __name__ == "__main__":
     arguments.add_argument("--seconds", type=float, default=20)
     arguments.add_argument("--rounds", type=int, default=3)
     arguments.add_argument("--rate", type=float, default=RATE, help="orders a second")
+    arguments.add_argument(
+        "--days", type=int, default=30, help="that the orders are of; those of the last four are shown"
+    )
     given = arguments.parse_args()
-    asyncio.run(main(given.orders, given.seconds, given.rounds, given.rate))
+    asyncio.run(main(given.orders, given.seconds, given.rounds, given.rate, given.days))
