@@ -33,7 +33,8 @@ class Counts:
                         await asyncio.sleep(EVERY_SECONDS)
                 finally:
                     connection.terminate()
-            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            # The last is of a connection asked between the server's last words and its end.
+            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
                 await asyncio.sleep(EVERY_SECONDS)
 
 
