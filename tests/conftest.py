@@ -13,6 +13,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import pytest
+import structlog
 import uvicorn
 
 from services.catalog.settings import CatalogSettings
@@ -39,6 +40,14 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
         report.outcome = "failed"
         report.longrepr = f"skipped under REQUIRE_ALL=1: {report.longrepr}"
     return report
+
+
+@pytest.fixture(autouse=True)
+def _log_is_left_alone() -> Iterator[None]:
+    """A process that routes its log here binds that of all later tests to a stream that ends with this one."""
+    yield
+    last = structlog.get_config()["processors"][-1]
+    assert not isinstance(last, structlog.processors.JSONRenderer), "log.configure is for processes"
 
 
 @pytest.fixture(scope="session")

@@ -7,11 +7,13 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import CommitFailedError
 from prometheus_client import REGISTRY
 
 from services.common.consumer import STUCK_AFTER_SECONDS, Consumer
 from services.common.handle import Fill, Handle
 from services.common.stream import PARTITIONS
+from tests.faults.waiting import eventually
 
 STOP_SECONDS = 15.0  # a test that fails may have left a batch that never ends
 
@@ -76,7 +78,15 @@ class Group:
         async with self._client() as client:
             partitions = [TopicPartition(topic, number) for topic in self._topics for number in range(PARTITIONS)]
             client.assign(partitions)
-            await client.commit(dict.fromkeys(partitions, 0))
+
+            async def rewound() -> bool:
+                try:
+                    await client.commit(dict.fromkeys(partitions, 0))
+                except CommitFailedError:  # who could not say goodbye is a member until its session ends
+                    return False
+                return True
+
+            await eventually(rewound, "a group without members", every=0.2)
 
     @asynccontextmanager
     async def _client(self) -> AsyncIterator[Any]:

@@ -15,6 +15,7 @@ from services.common.cache_memcached import LEASED
 from services.common.memcached import Line
 from tests.conftest import free_port
 from tests.faults.waiting import eventually
+from tests.freezing import freeze
 
 HOST = "127.0.0.1"
 
@@ -52,7 +53,7 @@ class Memcached:
     def freeze(self) -> None:
         """It runs no more, and keeps its connections."""
         assert self.process is not None
-        self.process.send_signal(signal.SIGSTOP)
+        freeze(self.process.pid)
 
     def thaw(self) -> None:
         """It goes on."""

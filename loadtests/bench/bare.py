@@ -22,8 +22,9 @@ from services.common import clock, ids
 from services.common.auth import Claims, TokenVerifier
 from services.common.db import SESSION
 from services.common.schemas import PAGE_DEFAULT
+from services.orders.place import PLACE
 from services.orders.queries import LIST_ORDERS, LIST_ORDERS_BY_STATUS
-from services.orders.repository import ALL_EVENTS, GET_EVENTS, PLACE
+from services.orders.repository import ALL_EVENTS, GET_EVENTS
 from services.orders.settings import OrdersSettings
 
 CONSTANT = b"x" * 760  # as many as an order of two lines has

@@ -7,7 +7,8 @@ from dataclasses import replace
 from fastapi import FastAPI, Request, Response
 
 from services.common.auth import Claims, TokenVerifier
-from services.common.http import Application, JsonResponse, Public, Route, build_app
+from services.common.http import Application, Public, Route, build_app
+from services.common.http_response import JsonResponse
 from services.common.server import serve
 from services.orders.routes import ROUTES, SCOPES
 from services.orders.settings import OrdersSettings

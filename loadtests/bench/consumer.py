@@ -2,7 +2,8 @@
 
 Orders are placed over HTTP at a steady rate, whether or not earlier ones have been answered: 63 a second is the peak of
 ten million a year. A consumer as docs/consuming.md has it, in this process, keeps their inbox rows. Told is the time
-from the event's, which is shortly before its order's commit, to the handler and to the commit of its effect.
+from the event's, which is shortly before its order's commit, to the handler and to the commit of its effect; and what
+each process, and PostgreSQL for it, has used of a processor meanwhile by the order.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from pathlib import Path
 import asyncpg
 import httpx
 
+from loadtests.bench.capacity_meter import Meter
 from services.cli.token import minted
 from services.cli.up import prepare
 from services.common import ids
@@ -30,6 +32,7 @@ from services.common.db import Database
 from services.common.inbox import Inbox
 from services.common.stream import Received
 from services.contracts.envelope import ORDERS_TOPIC
+from services.embedded.processes import PROCESSES
 from services.embedded.room import free_port_base
 from services.embedded.settings import StackSettings
 from services.embedded.supervisor import Stack
@@ -109,25 +112,32 @@ async def main(rate: float, seconds: float) -> None:
     with tempfile.TemporaryDirectory(prefix="bench") as home:
         settings = StackSettings(home=Path(home), port_base=free_port_base())
         async with Stack(settings, prepare=prepare) as stack:
-            connection = await asyncpg.connect(stack.addresses.postgres)
+            connection = await asyncpg.connect(stack.addresses.postgres, server_settings={"application_name": NAME})
+            await connection.execute("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
             await connection.execute(f"CREATE SCHEMA {NAME}")
             await connection.execute(f"CREATE TABLE {NAME}.inbox (LIKE orders.inbox INCLUDING ALL)")
             await connection.execute("UPDATE orders.inventory SET on_hand = 1000000000")
             found = await connection.fetch("SELECT product_id FROM orders.products WHERE active")
             products = [ids.to_text(row["product_id"]) for row in found]
-            await connection.close()
             seen = Seen(stack)
             consuming = asyncio.create_task(seen.run())
             await place(stack, products, rate, WARM_SECONDS)
+            meter = Meter(stack, connection, [process.name for process in PROCESSES])
+            before = await meter.read()
             answered = await place(stack, products, rate, seconds)
             async with asyncio.timeout(COMES_WITHIN_SECONDS):
                 while not answered.keys() <= seen.applied.keys() and not consuming.done():
                     await asyncio.sleep(0.1)
+            used = {name: value - before.get(name, 0.0) for name, value in (await meter.read()).items()}
+            await connection.close()
             consuming.cancel()
             await asyncio.wait([consuming])
             say(f"{len(answered)} orders at {rate:g} a second, each placed with {told(list(answered.values()))}")
             for what, times in (("the handler", seen.handled), ("its effect's commit", seen.applied)):
                 say(f"from an event's time to {what}: {told([times[order_id] for order_id in answered])}")
+            for name, value in sorted(used.items()):
+                if name.startswith("cpu "):
+                    say(f"{name}: {value / len(answered) * 1e6:.0f} us an order")
             say(f"load average {os.getloadavg()[0]:.1f}")
 
 

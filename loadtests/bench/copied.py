@@ -14,9 +14,10 @@ from services.common import clock
 from services.embedded.postgres import program
 from services.orders import seed as seeding
 
-_ORDERS, _QUICK_ORDERS = 20_000, 20
+_ORDERS, _QUICK_ORDERS = 100_000, 20
 _PRODUCTS: Final = 100
 _MONTHS, _QUICK_MONTHS = 12, 2
+JOBS: Final = 2  # processes of the seed; psql is one, and PostgreSQL's are more than either
 _FIRST: Final = "orders.orders"  # lines refer to them
 _PATIENCE_SECONDS: Final = 3_600.0
 
@@ -25,8 +26,8 @@ _TABLES: Final = """
 SELECT c.oid::regclass::text AS name, string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum) AS columns
 FROM pg_class c
 JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
-WHERE c.relnamespace IN ('orders'::regnamespace, 'catalog'::regnamespace) AND c.relkind IN ('r', 'p')
-  AND NOT c.relispartition
+WHERE c.relnamespace IN ('orders'::regnamespace, 'catalog'::regnamespace, 'payments'::regnamespace)
+  AND c.relkind IN ('r', 'p') AND NOT c.relispartition
 GROUP BY c.oid ORDER BY 1
 """
 
@@ -55,7 +56,8 @@ class _Shop:
         connection = await self.stage.connected(url)
         first = clock.add_months(clock.month_of(self.now), 1 - self.months)
         for month in range(self.months + 1):
-            await connection.execute("SELECT orders.create_month($1)", clock.add_months(first, month).date())
+            day = clock.add_months(first, month).date()
+            await connection.execute("SELECT orders.create_month($1), payments.create_month($1)", day)
         started = time.perf_counter()
         await self._psql(
             url, [f"\\copy {name} ({self.columns[name]}) FROM {self._file(name)}" for name in self.columns]
@@ -78,7 +80,9 @@ class _Shop:
         await self._psql(url, [f"\\copy (SELECT {self.columns[n]} FROM {n}) TO {self._file(n)}" for n in filled])
 
     async def _seed(self, url: str) -> seeding.Seeded:
-        return await seeding.seed(url, products=_PRODUCTS, orders=self.orders, months=self.months, now=self.now)
+        return await seeding.seed(
+            url, products=_PRODUCTS, orders=self.orders, months=self.months, now=self.now, jobs=JOBS
+        )
 
     async def _loaded(self, url: str, seconds: float) -> Work:
         """VoidError when it is not what there was at first."""

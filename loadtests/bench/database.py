@@ -12,8 +12,9 @@ from loadtests.bench.stage import BUYER, ORDERS_STEP_MS, PRODUCTS, Stage
 from services.common import clock, ids
 from services.common.db import Statement
 from services.common.schemas import PAGE_DEFAULT
+from services.orders.place import PLACE
 from services.orders.queries import LIST_ORDERS, LIST_ORDERS_BY_STATUS
-from services.orders.repository import ALL_EVENTS, GET_EVENTS, PLACE
+from services.orders.repository import ALL_EVENTS, GET_EVENTS
 
 NAME: Final = "pgbench"
 # Whose orders pgbench places: their texts are numbers where the API's have ids, so no list of the API's shows them.

@@ -1,11 +1,13 @@
 """Every hot statement at several sizes of the same schema: what grows with the orders there are, and by how much."""
 
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Final
 
-from loadtests.bench import database, loaded
+from loadtests.bench import commanding, database, loaded
+from loadtests.bench.commanding import Command
 from loadtests.bench.loaded import Past
-from loadtests.bench.measure import Comparison, Side
+from loadtests.bench.measure import Comparison, Phase, Side
 from loadtests.bench.stage import PRODUCTS, STOCK, Stage, offering
 from services.common import clock
 
@@ -33,13 +35,36 @@ async def comparisons(stage: Stage) -> list[Comparison]:
         for month in range(months + 1):
             await connection.execute("SELECT orders.create_month($1)", clock.add_months(past.first, month).date())
         await connection.execute(offering(PRODUCTS, STOCK))
+        await connection.execute(commanding.RESERVE)
         await loaded.load(connection, "orders", past)
         pasts[url] = past
     return [
-        Comparison(
-            f"flatness {name}",
-            "statements",
-            [statement(url, f"{past.orders:,} orders", past) for url, past in pasts.items()],
-        )
-        for name, statement in _STATEMENTS.items()
+        *(
+            Comparison(
+                f"flatness {name}", "statements", [statement(url, _name(past), past) for url, past in pasts.items()]
+            )
+            for name, statement in _STATEMENTS.items()
+        ),
+        *(  # last, as they change what the others read
+            Comparison(
+                f"flatness {command.name}",
+                "commands",
+                [commanding.side(url, _name(past), past, command) for url, past in pasts.items()],
+                partial(_written, stage, pasts, command),
+            )
+            for command in (commanding.CANCEL, commanding.SHIP)
+        ),
     ]
+
+
+def _name(past: Past) -> str:
+    return f"{past.orders:,} orders"
+
+
+async def _written(stage: Stage, pasts: Mapping[str, Past], command: Command, turns: Sequence[Phase]) -> dict[str, Any]:
+    found = {}
+    for url, past in pasts.items():
+        connection = await stage.connected(url)
+        found[_name(past)] = await commanding.written(connection, command, turns, _name(past))
+        await connection.close()
+    return {"written": found}

@@ -15,7 +15,7 @@ from services.orders.queries import GET_INVENTORY, LIST_ORDERS, LIST_ORDERS_BY_S
 from services.orders.repository import ALL_EVENTS, GET_EVENTS, REPLAY
 
 ORDERS_OF_A_BUYER: Final = 50  # so that a page is full
-_LINES: Final = 2
+ORDER_LINES: Final = 2
 _CHUNK: Final = 50_000  # orders of one INSERT
 STATUS: Final = "cancelled"  # of every fifth order of each buyer
 
@@ -60,11 +60,18 @@ NUMBER: Final = (
     rf"\set shard :buyer % {ids.SHARDS}",
     r"\set at_ms :start_ms + :number * :step_ms",
 )
-_ORDER: Final = numbered.order_sql(":number", ":at_ms", ":shard")
-_USER: Final = numbered.thing_sql("user", ":buyer")
+ORDER: Final = numbered.order_sql(":number", ":at_ms", ":shard")
+USER: Final = numbered.thing_sql("user", ":buyer")
+
+
+def product_sql(number: str, line: str) -> str:
+    """The product of a line of the order `number`, both in SQL's words."""
+    return numbered.thing_sql("product", f"({number} + {line}) % {PRODUCTS}")
+
+
 # For lists, whose plan is a close choice between indexes: an expression in the place of a parameter can tip it. This
 # costs a round trip that reads nothing, the same on all sides.
-BUYER: Final = rf"SELECT {_USER} AS user_id \gset"
+BUYER: Final = rf"SELECT {USER} AS user_id \gset"
 
 # What the INSERTs below read. $1, $2: first and last number; $3: buyers; $4, $5: the first one's time, and the step.
 _MADE: Final = f"""
@@ -84,20 +91,20 @@ SELECT order_id, created_at, shard, user_id, status, 'on_account', 'USD', 3996, 
 _ITEMS: Final = f"""
 INSERT INTO {{schema}}.order_items (order_id, created_at, shard, line_no, product_id, name, quantity, unit_price,
     line_total, shipped_quantity, returned_quantity)
-SELECT order_id, created_at, shard, line, {numbered.thing_sql("product", f"(n + line) % {PRODUCTS}")},
+SELECT order_id, created_at, shard, line, {product_sql("n", "line")},
        'Thing of some length', 1, 1998, 1998, 0, 0
-FROM made CROSS JOIN generate_series(1, {_LINES}) line
+FROM made CROSS JOIN generate_series(1, {ORDER_LINES}) line
 """
 _EVENTS: Final = f"""
 INSERT INTO {{schema}}.order_events (order_id, created_at, shard, version, event_id, type, data, actor, occurred_at)
 SELECT order_id, created_at, shard, 1, order_id, 'order.placed', jsonb_build_object(
     'change', jsonb_build_object('order_id', upper(left(md5(n::text), 26)), 'user_id', user_id, 'status', status,
         'payment_status', 'on_account', 'currency', 'USD', 'total_amount', 3996, 'captured_amount', 0,
-        'refunded_amount', 0, 'item_count', {_LINES}, 'version', 1, 'created_at', created_at, 'updated_at', created_at,
-        'adjustments', '[]'::jsonb, 'items', (
+        'refunded_amount', 0, 'item_count', {ORDER_LINES}, 'version', 1, 'created_at', created_at,
+        'updated_at', created_at, 'adjustments', '[]'::jsonb, 'items', (
             SELECT jsonb_agg(jsonb_build_object('line_no', line, 'product_id', upper(left(md5(line::text), 26)), 'name',
                 'Thing of some length', 'quantity', 1, 'unit_price', 1998, 'line_total', 1998, 'shipped_quantity', 0,
-                'returned_quantity', 0)) FROM generate_series(1, {_LINES}) line)),
+                'returned_quantity', 0)) FROM generate_series(1, {ORDER_LINES}) line)),
     'after', jsonb_build_object('status', status, 'payment_status', 'on_account', 'currency', 'USD', 'total_amount',
         3996, 'user_id', user_id)), 'user:' || user_id, created_at
 FROM made
@@ -127,7 +134,7 @@ def get(past: Past) -> tuple[Statement, dict[str, str], dict[str, object]]:
     """Any order: the statement, its parameters' expressions, the variables in them."""
     values = {
         **pgbench.variables(["shard", "any_owner", "after_version", "limit"]),
-        **{"order_id": _ORDER, "created_at": numbered.at_sql(":at_ms"), "user_id": _USER},
+        **{"order_id": ORDER, "created_at": numbered.at_sql(":at_ms"), "user_id": USER},
     }
     return GET_EVENTS, values, {**past.defined(), "any_owner": "false", "after_version": 0, "limit": ALL_EVENTS}
 
@@ -148,7 +155,7 @@ def newest(past: Past, status: str | None = None) -> tuple[Statement, dict[str, 
 
 def replay(past: Past) -> tuple[Statement, dict[str, str], dict[str, object]]:
     """The first answer to any key."""
-    values = {"shard": ":shard", "subject": f"CAST({_USER} AS text)", "key": "'past-' || CAST(:number AS text)"}
+    values = {"shard": ":shard", "subject": f"CAST({USER} AS text)", "key": "'past-' || CAST(:number AS text)"}
     return REPLAY, values, past.defined()
 
 

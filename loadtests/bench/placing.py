@@ -6,7 +6,7 @@ from uuid import UUID
 
 from services.common import clock, ids
 from services.common.ids import OrderKey
-from services.orders.repository import PLACE
+from services.orders.place import PLACE
 
 
 def arguments(

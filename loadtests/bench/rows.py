@@ -44,4 +44,5 @@ PROGRAMS: Final = {
     "search": "search over 100,000 products",
     "summary": "the order summaries",
     "edge": "the edge against its origin",
+    "capacity": "what an order costs, and what so many orders need",
 }

@@ -28,7 +28,7 @@ from services.embedded.processes import PROCESSES, Process
 from services.embedded.room import free_port_base
 from services.embedded.settings import HOST, StackSettings
 from services.embedded.supervisor import Stack
-from services.orders.repository import PLACE
+from services.orders.place import PLACE
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 

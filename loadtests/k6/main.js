@@ -24,6 +24,11 @@ export default function () {
   }
 }
 
+// Says when the warm-up is over: the driver reads what servers have counted until then.
+export function mark() {
+  console.log(__ENV.LOAD_MARK);
+}
+
 export function handleSummary(data) {
   return __ENV.LOAD_SUMMARY ? { [__ENV.LOAD_SUMMARY]: JSON.stringify(data) } : { stdout: JSON.stringify(data) };
 }

@@ -6,18 +6,20 @@ not be run. docs/load.md says how to read it; results and raw samples are in <OR
 
 import argparse
 import asyncio
+import shlex
 import sys
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import orjson
 from rich.console import Console
 
 from loadtests import machine
-from loadtests.load import report, scenario
+from loadtests.load import database, evidence, report, scenario, table
 from loadtests.load.generators import Generator, Load, k6, locust
-from loadtests.load.run import run, verdict
+from loadtests.load.run import Site, climb, knee_told, run, verdict
 from loadtests.load.scenario import OBJECTIVES, REPORT, LoadError, Objectives
 from loadtests.load.shop import opened
 from services.common import clock, log
@@ -32,14 +34,18 @@ SECONDS: Final = 120.0
 RATE_MAX: Final = 5_000.0  # bounded, as everything that puts load on a machine
 SECONDS_MAX: Final = 24 * 3600.0
 COUNT_MAX: Final = 1_000_000
+LIBRARIES: Final = ("asyncpg", "sqlalchemy", "fastapi", "uvicorn")  # between a request and its statement
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run as the command line says; its exit code."""
     given = _parser().parse_args(arguments)
-    log.configure("load", "WARNING")
     console = Console()
     try:
+        if given.table:
+            table.write(given.table)
+            return WELL
+        log.configure("load", "WARNING")
         return asyncio.run(_until_stopped(given, console))
     except (LoadError, StackError) as error:
         console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
@@ -59,22 +65,37 @@ async def _until_stopped(given: argparse.Namespace, console: Console) -> int:
 
 async def _loaded(given: argparse.Namespace, console: Console) -> int:
     settings, notes = StackSettings(), list[str]()
-    generators = _generators(given.only, notes)
+    generators = _generators("k6" if given.steps else given.only, notes)
     Objectives.read(given.objectives)
     described = scenario.read(given.scenario)
     load = Load(
-        given.scenario, given.rate, given.seconds or described.seconds or SECONDS, given.warm_seconds, given.objectives
+        given.scenario,
+        given.rate,
+        given.seconds or described.seconds or SECONDS,
+        given.warm_seconds,
+        given.objectives,
+        given.roll_over,
     )
     folder = settings.home / "load" / f"{clock.now():%Y%m%dT%H%M%S}-{load.scenario}"
     async with opened(settings, products=given.products, orders=given.orders) as shop:
-        about = {**await machine.described(settings.home), "postgres": await shop.durable_settings()}
-        runs = await run(
-            shop, generators, load, runs=given.runs, products=given.products, folder=folder, say=console.print
-        )
+        about: dict[str, Any] = {
+            "machine": {**await machine.described(settings.home), "postgres": await shop.durable_settings()},
+            "command": shlex.join(["python", "-m", "loadtests.load", *sys.argv[1:]]),
+            "versions": [*(f"{name} {version(name)}" for name in LIBRARIES), *(one.version() for one in generators)],
+        }
+        uncounted = await database.watched(shop)
+        notes += [uncounted] if uncounted else []
+        site = Site(shop, given.products, folder, work=uncounted is None, say=console.print)
+        runs = await (climb(site, k6(), load, given.steps) if given.steps else run(site, generators, load, given.runs))
+        names = {each.statement for one in runs for each in one.evidence.statements}
+        about |= {"plans": await evidence.plans(shop, names), "orders_estimated": await shop.orders_estimated()}
     if REPORT in described.operations and not any(REPORT in one.measured.samples.response_ms for one in runs):
         notes.append(f"This stack has no replica, so nobody asked for reports: {REPORT} was left out.")
-    wrong = verdict(runs)
-    content = report.content(runs, load, about, notes, wrong)
+    if given.steps:
+        about["knee"] = knee_told(runs)
+    # Beyond the first step objectives are meant to be missed, but no order to be lost.
+    wrong = verdict([runs[0], *(one for one in runs[1:] if one.void)]) if given.steps else verdict(runs)
+    content = {**about, **report.content(runs, load, notes, wrong)}
     (folder / "result.json").write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2))
     report.show(console, content, runs)
     console.print(f"{'Not so' if wrong else 'All is well'}: {folder / 'result.json'}", highlight=False, soft_wrap=True)
@@ -101,9 +122,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=_bounded(SECONDS_MAX), help=f"measured; the scenario's own, else {SECONDS:g}")
     parser.add_argument("--warm-seconds", type=_bounded(SECONDS_MAX), default=10.0, help="before that (10)")
     parser.add_argument("--runs", type=int, default=1, choices=range(1, 21), metavar="1-20", help="of each (1)")
+    parser.add_argument(
+        "--steps", type=_rates, metavar="RATE,RATE", help="a run of k6 at each rate, up to one that does not hold"
+    )
     parser.add_argument("--only", choices=["k6", "locust"], help="one of the two")
     parser.add_argument("--products", type=_count, default=1_000, help="to be asked for (1,000)")
     parser.add_argument("--orders", type=_count, default=20_000, help="loaded as a past, once in a database (20,000)")
+    parser.add_argument("--roll-over", action="store_true", help="make a month's partitions in the middle of each run")
+    parser.add_argument(
+        "--table", type=_file, metavar="RESULT", help="only write docs/performance.md from a result.json"
+    )
     parser.add_argument("--objectives", type=_file, default=OBJECTIVES, help="another file than objectives.json")
     return parser
 
@@ -116,6 +144,13 @@ def _bounded(most: float) -> Callable[[str], float]:
         return found
 
     return number
+
+
+def _rates(text: str) -> list[float]:
+    found = [_bounded(RATE_MAX)(rate) for rate in text.split(",")]
+    if found != sorted(set(found)):
+        raise argparse.ArgumentTypeError("each rate has to be higher than the one before")
+    return found
 
 
 def _count(text: str) -> int:

@@ -20,7 +20,10 @@ EVENTS_WITHIN_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Account:
-    """Orders of the run's buyers, by where they are found; `sold` is of the sale, None without one."""
+    """Orders of the run's buyers, by where they are found.
+
+    Of the sale, if there is one: the units there were, those in reserve, and those on the lines of all orders.
+    """
 
     counted: int
     acknowledged: Sequence[str]
@@ -28,6 +31,7 @@ class Account:
     events: Collection[str]
     units: int = 0
     sold: int | None = None
+    ordered: int = 0
 
     def mismatches(self) -> list[str]:
         """Why the run is void; nothing when all agree."""
@@ -47,8 +51,10 @@ class Account:
             )
             if missing
         ]
-        if self.sold is not None and not self.sold == len(acknowledged) == self.units:
-            found.append(f"{self.units} units were on sale, {self.sold} are sold, {len(acknowledged)} acknowledged")
+        if self.sold is not None and not self.sold == self.ordered == self.units:
+            found.append(
+                f"{self.units} units were on sale, {self.sold} are sold, {self.ordered} are on lines of orders"
+            )
         return found
 
 
@@ -60,8 +66,10 @@ async def account(shop: Shop, visit: Visit, counted: int, acknowledged: Sequence
         )
     rows = {ids.to_text(row["order_id"]) for row in found}
     events = await _placed_on_kafka(shop, set(visit.buyers), rows)
-    sold = None if visit.sale is None else await _sold(shop, visit.sale)
-    return Account(counted, acknowledged, rows, events, visit.units, sold)
+    if visit.sale is None:
+        return Account(counted, acknowledged, rows, events)
+    sold, ordered = await _sold(shop, visit.sale), await _ordered(shop, visit.sale)
+    return Account(counted, acknowledged, rows, events, visit.units, sold, ordered)
 
 
 async def _placed_on_kafka(shop: Shop, buyers: Collection[str], rows: Collection[str]) -> Collection[str]:
@@ -84,3 +92,11 @@ async def _sold(shop: Shop, product: str) -> int:
     async with httpx.AsyncClient(headers={"Authorization": f"Bearer {shop.bearer('orders:read', 0)}"}) as client:
         answer = (await client.get(f"{shop.orders}/v1/inventory/{product}")).raise_for_status().json()
     return int(answer["reserved"])
+
+
+async def _ordered(shop: Shop, product: str) -> int:
+    async with shop.inspected() as connection:
+        units: int = await connection.fetchval(
+            "SELECT coalesce(sum(quantity), 0) FROM orders.order_items WHERE product_id = $1", ids.from_text(product)
+        )
+        return units

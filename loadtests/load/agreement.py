@@ -5,10 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-import httpx
-from prometheus_client.parser import text_string_to_metric_families
-
-from loadtests.load.scenario import LoadError
+from loadtests.load import scrape
 from loadtests.load.shop import Shop
 
 PROCESSES: Final = ("orders-api", "catalog-api")
@@ -61,17 +58,12 @@ async def scraped(shop: Shop) -> Metrics:
     """As they stand now. LoadError when a process has none to show."""
     statements: dict[str, float] = defaultdict(float)
     cpu_seconds = 0.0
-    async with httpx.AsyncClient() as client:
-        for process in PROCESSES:
-            if process not in shop.endpoints["metrics"]:
-                raise LoadError(f"The stack does not say where {process} has its metrics.")
-            text = (await client.get(shop.endpoints["metrics"][process])).raise_for_status().text
-            for family in text_string_to_metric_families(text):
-                for sample in family.samples:
-                    if sample.name == "db_query_seconds_sum":
-                        statements[sample.labels["statement"]] += sample.value
-                    elif sample.name == "process_cpu_seconds_total":
-                        cpu_seconds += sample.value
+    for process in PROCESSES:
+        for sample in await scrape.samples(shop, process):
+            if sample.name == "db_query_seconds_sum":
+                statements[sample.labels["statement"]] += sample.value
+            elif sample.name == "process_cpu_seconds_total":
+                cpu_seconds += sample.value
     return Metrics(statements, cpu_seconds)
 
 

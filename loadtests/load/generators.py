@@ -6,12 +6,13 @@ import os
 import resource
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from loadtests.load import samples
 from loadtests.load.samples import Samples
@@ -20,6 +21,8 @@ from loadtests.load.shop import HOST
 
 JUDGED: Final = {"k6": (0, 99), "locust": (0, 1)}  # exit codes: every objective is met; one is missed
 WORKERS: Final = 2
+MARK: Final = "The warm-up is over."  # a line in a generator's log
+LOOK_SECONDS: Final = 0.05
 GRACE_SECONDS: Final = 90.0  # over the planned time, for its start and the last answers
 
 
@@ -32,6 +35,7 @@ class Load:
     seconds: float
     warm_seconds: float
     objectives: Path
+    roll_over: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,13 @@ class Measured:
         return self.cpu_seconds / self.seconds
 
 
+class Ended(NamedTuple):
+    """How long a generator ran, and what of the processor it took."""
+
+    seconds: float
+    cpu_seconds: float
+
+
 @dataclass(frozen=True)
 class Generator:
     """`program` makes the load; `missing` is what to say when it is not here."""
@@ -65,12 +76,12 @@ class Generator:
         """Whether this machine has it."""
         return self.program.is_file()
 
-    async def run(self, load: Load, targets: Path, folder: Path) -> Measured:
-        """It has run to its end and is judged. LoadError when it failed for another reason than a missed objective.
+    async def run(self, load: Load, targets: Path, folder: Path) -> "Ended":
+        """It has run to its end. LoadError when it failed for another reason than a missed objective.
 
         Leaves its raw samples, its summary and its log in `folder`.
         """
-        raw, summary = folder / f"{self.name}.csv", folder / f"{self.name}.json"
+        raw, summary = self._raw(folder), self._summary(folder)
         environment = {
             "LOAD_SCENARIO": load.scenario,
             "LOAD_RATE": f"{load.rate:g}",
@@ -80,8 +91,9 @@ class Generator:
             "LOAD_TARGETS": str(targets),
             "LOAD_SAMPLES": str(raw),
             "LOAD_SUMMARY": str(summary),
+            "LOAD_MARK": MARK,
         }
-        log = folder / f"{self.name}.log"
+        log = self._log(folder)
         code, seconds, cpu_seconds = await _ended(
             [str(self.program), *_ARGUMENTS[self.name](raw)],
             environment,
@@ -90,8 +102,34 @@ class Generator:
         )
         if code not in JUDGED[self.name] or not summary.exists():
             raise LoadError(f"{self.name} ended with {code}, see {log}:\n{log.read_text()[-2000:]}")
-        said = json.loads(summary.read_text())
-        return _READERS[self.name](said, raw, seconds, cpu_seconds)
+        return Ended(seconds, cpu_seconds)
+
+    def measured(self, folder: Path, ended: "Ended") -> Measured:
+        """What it has left there, which takes a while when it has asked for long."""
+        said = json.loads(self._summary(folder).read_text())
+        return _READERS[self.name](said, self._raw(folder), ended.seconds, ended.cpu_seconds)
+
+    def version(self) -> str:
+        """As it says itself: its name and its number."""
+        said = subprocess.run(
+            [str(self.program), _VERSION[self.name]], check=True, capture_output=True, text=True, timeout=GRACE_SECONDS
+        )
+        return " ".join(said.stdout.split()[:2])
+
+    async def begun(self, folder: Path) -> None:
+        """The generator that runs there has warmed up: what it asks from now on is measured."""
+        log = self._log(folder)
+        while not (log.exists() and MARK in log.read_text()):
+            await asyncio.sleep(LOOK_SECONDS)
+
+    def _raw(self, folder: Path) -> Path:
+        return folder / f"{self.name}.csv"
+
+    def _summary(self, folder: Path) -> Path:
+        return folder / f"{self.name}.json"
+
+    def _log(self, folder: Path) -> Path:
+        return folder / f"{self.name}.log"
 
 
 def k6() -> Generator:
@@ -169,6 +207,7 @@ def _locust_measured(said: dict[str, Any], raw: Path, seconds: float, cpu_second
 
 
 _ARGUMENTS: Final[dict[str, Callable[[Path], list[str]]]] = {"k6": _k6_arguments, "locust": _locust_arguments}
+_VERSION: Final = {"k6": "version", "locust": "--version"}
 _READERS: Final[dict[str, Callable[[dict[str, Any], Path, float, float], Measured]]] = {
     "k6": _k6_measured,
     "locust": _locust_measured,

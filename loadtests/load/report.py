@@ -13,13 +13,10 @@ from loadtests.load.run import Run, compared_generators, told
 from loadtests.load.samples import median_and_spread, quantile
 
 
-def content(
-    runs: Sequence[Run], load: Load, machine: dict[str, Any], notes: Sequence[str], wrong: Sequence[str]
-) -> dict[str, Any]:
+def content(runs: Sequence[Run], load: Load, notes: Sequence[str], wrong: Sequence[str]) -> dict[str, Any]:
     """All but the raw samples, which stand beside it. Times are in milliseconds."""
     return {
         "load": {**asdict(load), "objectives": asdict(runs[0].objectives)},
-        "machine": machine,
         "notes": list(notes),
         "runs": [_run(one, load) for one in runs],
         "median_and_spread": {
@@ -39,6 +36,7 @@ def _run(run: Run, load: Load) -> dict[str, Any]:
     return {
         "generator": run.generator,
         "number": run.number,
+        "rate": run.rate,
         "void": run.void,
         "requests": run.requests,
         **({} if run.saturated else {"requests_per_second": round(run.requests / load.seconds, 1)}),
@@ -46,7 +44,7 @@ def _run(run: Run, load: Load) -> dict[str, Any]:
         "generator_cores": round(measured.cores, 2),
         "dropped": measured.dropped,
         "failed": measured.failed,
-        "missed": measured.missed,
+        "missed": run.missed,
         "orders": {
             "counted": run.account.counted,
             "acknowledged": len(run.account.acknowledged),
@@ -64,6 +62,7 @@ def _run(run: Run, load: Load) -> dict[str, Any]:
             }
             for name, values in measured.samples.response_ms.items()
         },
+        **run.evidence.content(),
     }
 
 
@@ -101,12 +100,32 @@ def show(console: Console, told_of: dict[str, Any], runs: Sequence[Run]) -> None
             figures = [response["p50"], response["p99"], response["max"], database.get("p50"), database.get("p99")]
             table.add_row(name, f"{found['requests']:,}", *("" if one is None else f"{one:.1f}" for one in figures))
         console.print(table)
+        console.print(_statements(run))
+        console.print("  " + ", ".join(f"{kind} {count}" for kind, count in run["upkeep"].items()), highlight=False)
         console.print("  orders " + ", ".join(f"{name} {count}" for name, count in run["orders"].items() if count))
-    lines = [*told_of["notes"], *(told(one) for one in compared_generators(runs))]
+    knee = [told_of["knee"]] if "knee" in told_of else []
+    lines = [*told_of["notes"], *knee, *(told(one) for one in compared_generators(runs))]
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     for line in told_of["wrong"]:
         console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+def _statements(run: dict[str, Any]) -> Table:
+    """By process; `exec` and `blocks` are a call's in PostgreSQL alone, where that is counted."""
+    table = Table(
+        *("", "calls", "p50 ms", "p99 ms", "exec ms", "blocks"),
+        title=f"statements of {run['window_seconds']:.0f} s",
+        title_justify="left",
+        box=None,
+    )
+    for one in run["statements"]:
+        server = one.get("postgresql")
+        cells = [f"{one[name]:.2f}" for name in ("p50_ms", "p99_ms")]
+        if server:
+            cells += [f"{server['mean_exec_ms']:.2f}", f"{server['blocks_hit'] + server['blocks_read']:.0f}"]
+        table.add_row(f"{one['process']} {one['statement']}", f"{one['calls']:,}", *cells)
+    return table
 
 
 def _pace(run: dict[str, Any]) -> str:

@@ -19,10 +19,15 @@ class LoadError(Exception):
 
 @dataclass(frozen=True)
 class Objectives:
-    """What a run has to meet; the fields are those of objectives.json. Times are in milliseconds."""
+    """What a run has to meet; the fields are those of objectives.json. Times are in milliseconds.
+
+    `serving` are the processes whose statements clients wait for.
+    """
 
     response_ms_p99_below: float
     db_ms_p99_below: float
+    statement_ms_p99_below: float
+    serving: tuple[str, ...]
     reported_apart: tuple[str, ...]
     dropped_max: int
     failed_max: int
@@ -35,7 +40,8 @@ class Objectives:
         """As the file has them. LoadError for one that is none."""
         try:
             content = json.loads(file.read_text())
-            return cls(**{**content, "reported_apart": tuple(content["reported_apart"])})
+            lists = {name: tuple(content[name]) for name in ("serving", "reported_apart")}
+            return cls(**{**content, **lists})
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise LoadError(f"{file} holds no objectives as {OBJECTIVES.name} does: {error!r}") from error
 

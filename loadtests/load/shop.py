@@ -29,6 +29,7 @@ from services.orders import seed
 SEED: Final = 13  # of its products and orders: once in a database
 STOCK: Final = 1_000_000  # of each product, so that only the flash sale runs out
 MONTHS: Final = 12
+JOBS: Final = 2  # processes that load them
 BUYERS: Final = 200  # each run has its own, so that what is theirs is the run's
 CUSTOMERS_MAX: Final = 500  # who have ordered before
 WORDS: Final = ("teapot", "kettle", "lamp", "chair", "blue mug", "oak", "brass clock", "vasse")  # one is misspelt
@@ -68,6 +69,26 @@ class Shop:
     def catalog(self) -> str:
         """URL of catalog-api."""
         return str(self.endpoints["catalog"])
+
+    @property
+    def owner_url(self) -> str:
+        """URL of the database as its owner."""
+        return Addresses.of(self.settings).postgres
+
+    @asynccontextmanager
+    async def owned(self) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+        """A connection of the owner."""
+        connection = await asyncpg.connect(self.owner_url)
+        try:
+            yield connection
+        finally:
+            await connection.close()
+
+    async def orders_estimated(self) -> int:
+        """How many there are, as the last ANALYZE of each month has it."""
+        async with self.inspected() as connection:
+            found = await connection.fetchval("SELECT sum(rows_estimated) FROM orders.months WHERE parent = 'orders'")
+        return int(found)
 
     @asynccontextmanager
     async def inspected(self) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
@@ -128,7 +149,7 @@ async def _reached(shop: Shop) -> None:
 
 async def _stocked(url: str, products: int, orders: int) -> None:
     try:
-        await seed.seed(url, products=products, orders=orders, stock=STOCK, months=MONTHS, seed=SEED)
+        await seed.seed(url, products=products, orders=orders, stock=STOCK, months=MONTHS, seed=SEED, jobs=JOBS)
     except seed.AlreadySeededError:
         return
     except (OSError, asyncpg.PostgresError) as error:
@@ -143,7 +164,7 @@ async def _served(shop: Shop) -> None:
         return
     headers = {"Authorization": f"Bearer {shop.bearer('orders:read orders:read:any', 0)}"}
     path = f"{shop.orders}/v1/orders/{ids.to_text(oldest['order_id'])}"
-    async with httpx.AsyncClient(headers=headers) as client, _patience("orders-api does not know the months there are"):
+    async with httpx.AsyncClient(headers=headers) as client, patience("orders-api does not know the months there are"):
         while (await client.get(path)).status_code == 404:
             await asyncio.sleep(LOOK_SECONDS)
 
@@ -209,7 +230,7 @@ async def _report(shop: Shop, staff: str) -> str | None:
     first, end = (now - timedelta(days=REPORT_DAYS)).date(), (now + timedelta(days=1)).date()
     query = f"from={first}&to={end}&by=day&currency=USD"
     async with httpx.AsyncClient(base_url=shop.orders, headers={"Authorization": f"Bearer {staff}"}) as client:
-        async with _patience("orders-maintenance has refreshed no order summaries"):
+        async with patience("orders-maintenance has refreshed no order summaries"):
             while (await client.get("/v1/order-summaries")).status_code == 503:
                 await asyncio.sleep(LOOK_SECONDS)  # until orders-maintenance has refreshed them for the first time
         found = await client.get(f"/v1/reports/sales?{query}")
@@ -221,7 +242,7 @@ async def _on_sale(shop: Shop, units: int) -> str:
     product = ids.to_text(ids.new_id(clock.now()))
     desk = {"Authorization": f"Bearer {shop.bearer('catalog:write inventory:write', 0)}"}
     body = {"name": f"Flash sale {product}", "price": 999, "currency": "USD", "active": True}
-    async with httpx.AsyncClient(headers=desk) as client, _patience(f"product {product} has not come to orders"):
+    async with httpx.AsyncClient(headers=desk) as client, patience(f"product {product} has not come to orders"):
         (await client.put(f"{shop.catalog}/v1/products/{product}", json=body)).raise_for_status()
         path, key = f"{shop.orders}/v1/inventory/{product}/adjustments", {"Idempotency-Key": secrets.token_hex(8)}
         delta = {"delta": units, "reason": "flash sale"}
@@ -232,7 +253,7 @@ async def _on_sale(shop: Shop, units: int) -> str:
 
 
 @asynccontextmanager
-async def _patience(otherwise: str) -> AsyncIterator[None]:
+async def patience(otherwise: str) -> AsyncIterator[None]:
     """LoadError `otherwise` when it is not done within COMES_WITHIN_SECONDS."""
     try:
         async with asyncio.timeout(COMES_WITHIN_SECONDS):

@@ -12,6 +12,7 @@ import csv
 import json
 import os
 import random
+import sys
 import time
 import uuid
 from collections import Counter
@@ -169,9 +170,15 @@ class Stages(LoadTestShape):
     That is when every worker has reported its last answer: Locust itself waits for half a second, which is not enough.
     """
 
+    marked = False  # it has said that the warm-up is over
+
     def tick(self) -> tuple[int, float] | None:
         """Users, and how many more a second there may be."""
         since = self.get_run_time() - WARM_SECONDS
+        if since >= 0 and not self.marked:
+            self.marked = True
+            sys.stdout.write(f"{os.environ.get('LOAD_MARK', '')}\n")
+            sys.stdout.flush()
         times = SCENARIO.times(max(0.0, since / SECONDS))
         if not times and len(idle) >= self.runner.worker_count:
             return None

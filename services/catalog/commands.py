@@ -11,7 +11,8 @@ from prometheus_client import Counter
 
 from services.catalog.repository import LOCK_PRODUCTS, PUT_PRODUCT, find_product, product_from
 from services.common import clock, ids
-from services.common.db import Database, TransientError, retried
+from services.common.db import Database
+from services.common.db_errors import TransientError, retried
 from services.common.errors import DomainError
 from services.contracts.catalog import Product, ProductEventType
 

@@ -11,12 +11,14 @@ from services.catalog import commands, queries, reads, schemas
 from services.catalog.bulk import Bulk, Tell
 from services.catalog.commands import Condition, Content, Result, Wanted, Written
 from services.catalog.queries import Filters, Place
-from services.common import cursors, http, ids, ndjson
+from services.common import cursors, ids, ndjson
 from services.common.auth import Claims
 from services.common.cached import Key
-from services.common.db import TransientError
+from services.common.db_errors import TransientError
 from services.common.errors import invalid, not_found, unavailable
-from services.common.http import JsonResponse, parameters, parsed_json, read_body, validated
+from services.common.http_conditional import etag, etag_of, if_changed, if_match_version
+from services.common.http_request import header, parameters, parsed_json, read_body, require_media_type, validated
+from services.common.http_response import JsonResponse, cached_headers
 from services.common.ndjson import StreamedLines
 from services.common.resources import Resources
 from services.contracts.cache import PRODUCT
@@ -59,7 +61,7 @@ async def put_product(request: Request, claims: Claims) -> Response:
         return written
 
     written = await at.writes.finish(put())
-    headers = {"ETag": http.etag(written.product.version)}
+    headers = {"ETag": etag(written.product.version)}
     if written.result is Result.CREATED:
         headers["Location"] = f"/v1/products/{written.product.product_id}"
     return JsonResponse(written.product, status_code=201 if "Location" in headers else 200, headers=headers)
@@ -67,7 +69,7 @@ async def put_product(request: Request, claims: Claims) -> Response:
 
 async def put_products(request: Request, claims: Claims) -> Response:
     """POST /v1/products:bulk."""
-    http.require_media_type(request, ndjson.MEDIA_TYPE)
+    require_media_type(request, ndjson.MEDIA_TYPE)
     at = context(request)
 
     async def put(wanted: Sequence[Wanted]) -> Sequence[Written]:
@@ -91,7 +93,7 @@ async def get_product(request: Request) -> Response:
     """GET /v1/products/{product_id}."""
     at = context(request)
     answer = await reads.get_product(at.database, at.cache, _product_id(request))
-    headers = http.cached_headers(answer)
+    headers = cached_headers(answer)
     # A shared cache counts its minute from when the origin vouches for an answer (RFC 9111, section 4.2.3): from now,
     # however long ago the database was read. With an Age most hits would be too old to be kept anywhere.
     headers.pop("Age", None)
@@ -152,13 +154,13 @@ def _wanted(line: bytes) -> Wanted:
 
 def _page(request: Request, products: Sequence[Product], next_cursor: str | None) -> Response:
     body = orjson.dumps({"data": products, "next_cursor": next_cursor})
-    return _shown(request, body, {"ETag": http.etag_of(body)})
+    return _shown(request, body, {"ETag": etag_of(body)})
 
 
 def _shown(request: Request, body: bytes, headers: dict[str, str]) -> Response:
     """What anybody may keep for a while; 304 for who has it already."""
     headers |= SHARED
-    if not http.if_changed(http.header(request, b"if-none-match"), headers["ETag"]):
+    if not if_changed(header(request, b"if-none-match"), headers["ETag"]):
         return Response(status_code=304, headers=headers)
     return JsonResponse(body, headers=headers)
 
@@ -189,7 +191,7 @@ def _condition(request: Request) -> Condition:
     if_match, if_none_match = (request.headers.get(name) for name in ("if-match", "if-none-match"))
     if if_none_match is not None and (if_none_match.strip() != "*" or if_match is not None):
         raise invalid("With PUT, If-None-Match can only be *, and not together with If-Match.")
-    return Condition(http.if_match_version(if_match), must_be_new=if_none_match is not None)
+    return Condition(if_match_version(if_match), must_be_new=if_none_match is not None)
 
 
 def _product_id(request: Request) -> UUID:

@@ -7,7 +7,8 @@ from typing import Final, Literal, NamedTuple
 from uuid import UUID
 
 from services.catalog.repository import LIST_BY_NAME, LIST_NEWEST, SEARCH, find_product, product_from
-from services.common.db import Database, Row, retried
+from services.common.db import Database, Row
+from services.common.db_errors import retried
 from services.contracts.catalog import Product
 
 Order = Literal["newest", "name"]

@@ -3,9 +3,9 @@
 from typing import Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import JSONB, TSVECTOR
+from sqlalchemy.dialects.postgresql import TSVECTOR
 
-from services.common.ids import SLICES
+from services.common import tables
 from services.common.money import PRICE_MAX
 
 SCHEMA: Final = "catalog"
@@ -79,32 +79,6 @@ sa.Index(
     postgresql_with={"gin_pending_list_limit": 64},
 )
 
-outbox = sa.Table(
-    "outbox",
-    metadata,
-    sa.Column("slice", sa.SmallInteger, nullable=False, comment="a hash of aggregate_id: what one relay claims"),
-    sa.Column("position", sa.BigInteger, sa.Identity(always=True, cache=1), nullable=False),
-    sa.Column("aggregate_id", sa.Uuid, nullable=False, comment="the product"),
-    sa.Column("version", sa.BigInteger, nullable=False),
-    sa.Column("event_id", sa.Uuid, nullable=False),
-    sa.Column("type", sa.Text, nullable=False),
-    sa.Column("data", JSONB, nullable=False),
-    sa.Column("actor", sa.Text, nullable=False),
-    sa.Column("traceparent", sa.Text),
-    sa.Column("occurred_at", sa.TIMESTAMP(timezone=True), nullable=False),
-    sa.PrimaryKeyConstraint("slice", "position"),
-    sa.CheckConstraint(f"slice BETWEEN 0 AND {SLICES - 1}", name="slice"),
-    comment="events not yet on Kafka; a published row is deleted",
-)
+outbox = tables.outbox(metadata, slice_is="a hash of aggregate_id", aggregate="the product")
 
-invalidations = sa.Table(
-    "invalidations",
-    metadata,
-    sa.Column("slice", sa.SmallInteger, nullable=False, comment="a hash of the product's id: what one relay claims"),
-    sa.Column("position", sa.BigInteger, sa.Identity(always=True, cache=1), nullable=False),
-    sa.Column("keys", JSONB, nullable=False, comment="{prefix of a cache key: {id: the version that replaced it}}"),
-    sa.Column("created_at", sa.TIMESTAMP(timezone=True), nullable=False, server_default=sa.text("now()")),
-    sa.PrimaryKeyConstraint("slice", "position"),
-    sa.CheckConstraint(f"slice BETWEEN 0 AND {SLICES - 1}", name="slice"),
-    comment="what caches have not been told yet is out of date; a row is deleted once they have",
-)
+invalidations = tables.invalidations(metadata, slice_is="a hash of the product's id")

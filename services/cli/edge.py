@@ -12,7 +12,7 @@ import orjson
 
 from services.cli.edge_policy import POLICIES, Inside, Passed, Policy, Socket, Stored
 from services.cli.marked import replaced
-from services.common.http import BODY_BYTES_MAX
+from services.common.http_request import BODY_BYTES_MAX
 from services.common.openapi import problem_content
 from services.realtime.frames import PATH as STREAM
 from services.realtime.routes import ROUTES as REALTIME

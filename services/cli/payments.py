@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
 from typing import Annotated, Any, TypeVar
 
@@ -15,7 +15,7 @@ from rich.table import Table
 from services.cli.target import FAILED, Source, console, failures_told, owner_url, source
 from services.common import clock, db
 from services.common.db import Database
-from services.common.snapshots import Snapshots
+from services.common.snapshots import Snapshots, unhurried_database
 from services.embedded.settings import HOST, SANDBOX, StackSettings
 from services.orders.histories import as_of
 from services.payments import queries
@@ -27,7 +27,6 @@ from services.payments.settings import PaymentsSettings
 T = TypeVar("T")
 GRACE_SECONDS = 300  # longer than events and answers take, unless a part is away
 DAYS = 7
-PATIENCE_SECONDS = 3_600.0  # for one statement over a month
 
 _STANDING = db.statement(
     "payments_standing",
@@ -90,14 +89,9 @@ async def reconciled(
         )
 
 
-@asynccontextmanager
-async def _database(url: str) -> AsyncIterator[Database]:
-    database = Database(url, application_name="orders payments", size_max=2, command_timeout_seconds=PATIENCE_SECONDS)
-    await database.open()
-    try:
-        yield database
-    finally:
-        await database.close()
+def _database(url: str) -> AbstractAsyncContextManager[Database]:
+    """Sessions as for a request, as most that is read here is short: the reconciler makes what is long unhurried."""
+    return unhurried_database(url, "orders payments", connections=2, settings={})
 
 
 @asynccontextmanager

@@ -8,10 +8,11 @@ from datetime import datetime
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from services.common import clock
-from services.common.db import Database, TransientError
+from services.common.db import Database
+from services.common.db_errors import TransientError
 from services.embedded.addresses import Addresses
 from services.embedded.settings import StackSettings
 
@@ -105,7 +106,13 @@ def failures_told() -> Iterator[None]:
 @contextmanager
 def bar(verb: str) -> Iterator[Callable[[str, int, int], None]]:
     """A progress bar on stderr while a person watches: call with what is done, and how much of how much."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
         task = shown.add_task(verb, total=None)
         yield lambda what, done, total: shown.update(task, description=f"{verb}: {what}", completed=done, total=total)

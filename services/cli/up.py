@@ -53,7 +53,7 @@ def run(main: Coroutine[Any, Any, None]) -> None:
 
 async def _up(settings: StackSettings, *, edge: bool, replica: bool) -> None:
     with stop_on_signals():
-        async with Stack(settings, edge=edge, replica=replica, prepare=prepare) as stack:
+        async with Stack(settings, edge=edge, replica=replica, lasting=True, prepare=prepare) as stack:
             await greet(stack)
             await asyncio.Event().wait()
 
@@ -63,7 +63,9 @@ async def prepare(stack: Stack) -> None:
     url = stack.addresses.postgres
     await asyncio.to_thread(migrate.upgrade, url, role_password=stack.addresses.role_password)
     if await any_product(url) is None:
-        await seed.seed(url, products=FIRST_PRODUCTS, stock=FIRST_STOCK, orders=0, months=1, seed=FIRST_SEED)
+        await seed.seed(
+            url, products=FIRST_PRODUCTS, stock=FIRST_STOCK, orders=0, months=1, seed=FIRST_SEED, currencies=("USD",)
+        )
 
 
 async def any_product(url: str) -> str | None:

@@ -16,7 +16,7 @@ from services.common import clock, log
 from services.orders import invariants
 from services.orders.verdicts import SHOWN_MAX, Report
 
-_JOBS = min(2, os.cpu_count() or 1)  # a process takes about 90 MB
+_JOBS = min(2, os.cpu_count() or 1)  # each takes some 50 MB, this process and what they are forked from 110
 
 
 def verify(
@@ -36,6 +36,7 @@ def verify(
     url, read = owner_url(), source(primary=primary, fast=fast)
     with failures_told(), bar("verify") as progress:
         report = asyncio.run(invariants.verify(read.url, jobs=jobs, share=read.share, progress=progress))
+        progress("payments", 0, 1)
         found = asyncio.run(reconciled(url, read))
     ok = not report.violated and not found.findings
     if as_json:

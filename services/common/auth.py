@@ -7,7 +7,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
@@ -54,6 +54,12 @@ class Claims:
     user_id: uuid.UUID
     scopes: frozenset[str]
     expires_at: int
+    user_text: str = field(
+        init=False, compare=False, repr=False
+    )  # the user's id, as every answer from a cache needs it
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "user_text", str(self.user_id))
 
 
 class _Discovery(BaseModel):

@@ -66,13 +66,14 @@ class Breaker:
         self._deadline_seconds = deadline_seconds
         self._reset_seconds = reset_seconds
         self._monotonic = monotonic
+        self._state = STATE_CLOSED
         self._opened_at = self._probed_at = float("-inf")
         self._probing = False
         self._machine = CircuitBreaker(
             name=name,
             fail_max=failures,
             exclude=[lambda error: isinstance(error, healthy)],
-            listeners=[_Listener(self._opened)],
+            listeners=[_Listener(self._changed)],
             throw_new_error_on_trip=False,
         )
         breaker_state.labels(name).set(_NUMBERS[STATE_CLOSED])
@@ -87,7 +88,7 @@ class Breaker:
     @property
     def state(self) -> str:
         """`closed`, `half-open` or `open`."""
-        return self._machine.current_state
+        return self._state
 
     @property
     def left_alone(self) -> bool:
@@ -143,7 +144,7 @@ class Breaker:
         """The state machine knows how a call ended, if it was begun in the state that still is: others are no probe."""
         if error is not None and self._machine.is_system_error(error):
             breaker_failures_total.labels(self._name).inc()
-        if self._machine.state is not admitted:
+        if self._machine.state is not admitted or (error is None and self._flawless):
             return
         try:
             self._machine.call(_ended, error)
@@ -151,8 +152,15 @@ class Breaker:
             if raised is not error:
                 raise
 
-    def _opened(self) -> None:
-        self._opened_at = self._monotonic()
+    @property
+    def _flawless(self) -> bool:
+        """Whether a success changes nothing."""
+        return self._state == STATE_CLOSED and not self._machine.fail_counter
+
+    def _changed(self, state: str) -> None:
+        self._state = state
+        if state == STATE_OPEN:
+            self._opened_at = self._monotonic()
 
 
 def degraded(*breakers: Breaker) -> list[str]:
@@ -165,8 +173,8 @@ def degraded(*breakers: Breaker) -> list[str]:
 class _Listener(CircuitBreakerListener):
     """Shows each change of state, and the failure that opened it: one line, where thousands may fail for one reason."""
 
-    def __init__(self, opened: Callable[[], None]) -> None:
-        self._opened = opened
+    def __init__(self, changed: Callable[[str], None]) -> None:
+        self._changed = changed
         self._reason: str | None = None
 
     def failure(self, cb: CircuitBreaker, exc: BaseException) -> None:  # noqa: ARG002 # pybreaker's signature
@@ -177,10 +185,10 @@ class _Listener(CircuitBreakerListener):
         self, cb: CircuitBreaker, old_state: CircuitBreakerState | None, new_state: CircuitBreakerState
     ) -> None:
         """It has happened."""
+        self._changed(new_state.name)
         breaker_state.labels(cb.name).set(_NUMBERS[new_state.name])
         told = {"breaker": cb.name, "before": old_state.name if old_state else None, "state": new_state.name}
         if new_state.name == STATE_OPEN:
-            self._opened()
             _log.warning("breaker.state", **told, reason=self._reason)
         else:
             _log.info("breaker.state", **told)

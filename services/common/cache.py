@@ -61,8 +61,7 @@ class Cache:
         self._store = store
         self._breaker = breaker
         self._flights = SingleFlight()
-        # One by one: by then there is more to ask at once. Where a call asks for one thing only it would be a queue.
-        self._gets = Gathering(self._get, most=store.gets_max, one_by_one=store.gets_max > 1)
+        self._gets = Gathering(self._get, most=store.gets_max)
         self._invalidations = Gathering(self._invalidate, most=COMMANDS_MAX, one_by_one=True)
         # After an outage what was stored before is not believed: what was replaced meanwhile, nobody may have told it.
         self._believed_from_ms = 0.0
@@ -195,6 +194,8 @@ class Cache:
             raise _AwayError from error
         except Exception as error:
             self._count(part, error)
+            if isinstance(error, TimeoutError):
+                self._store.give_up()
             if self._breaker.state != STATE_CLOSED:
                 self._believed_from_ms = inf
             raise _AwayError from error

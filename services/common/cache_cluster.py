@@ -3,16 +3,18 @@
 import asyncio
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from redis.asyncio import RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError
 
-from services.common.cache_valkey import CONNECTIONS_MAX, INVALIDATE, ScriptedStore, invalidation
+from services.common.cache_valkey import INVALIDATE, ScriptedStore, invalidation
 from services.common.cached import Key
-from services.common.valkey_connections import Argument
+from services.common.valkey_line import Argument
+
+CONNECTIONS_MAX: Final = 64
 
 
 class ClusterStore(ScriptedStore):
@@ -22,7 +24,8 @@ class ClusterStore(ScriptedStore):
     keys_max = 500  # each slot is a command of its own: 2,000 take some 30 ms of this process
 
     def __init__(self, url: str, *, connections_max: int = CONNECTIONS_MAX) -> None:
-        # No time-outs here: see `Connections`.
+        # No time-outs here: whoever asks has a deadline for the whole of it. redis-py's own are each for a part, and
+        # swallow a cancellation that meets them.
         self._cluster = RedisCluster.from_url(
             url.replace("-cluster:", ":", 1),
             max_connections=connections_max,
@@ -69,6 +72,9 @@ class ClusterStore(ScriptedStore):
             if not failed:
                 return
             calls = [call for call, result in zip(calls, results, strict=True) if isinstance(result, Exception)]
+
+    def give_up(self) -> None:
+        """See `Store`. Each call has a connection of its own, which ended with it."""
 
     async def close(self) -> None:
         """See `Store`."""

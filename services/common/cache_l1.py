@@ -6,8 +6,9 @@ What is held is dropped as soon as the cache tells that it was replaced, and use
 
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import cache, partial
+from typing import Any
 
 from prometheus_client import Counter, Gauge
 
@@ -72,10 +73,15 @@ class L1Cache(Cache):
         memory = self._memories.get(key.kind.prefix)
         return memory.get(key.fence, self._monotonic()) if memory is not None and self._watch.fresh else None
 
-    async def _read(self, key: Key, load: Load, reader: str | None, min_version: int) -> Answer | None:
+    def _read(self, key: Key, load: Load, reader: str | None, min_version: int) -> Coroutine[Any, Any, Answer | None]:
         memory = self._memories.get(key.kind.prefix)
         if memory is None:
-            return await super()._read(key, load, reader, min_version)
+            return super()._read(key, load, reader, min_version)
+        return self._read_held(memory, key, load, reader, min_version)
+
+    async def _read_held(
+        self, memory: Memory, key: Key, load: Load, reader: str | None, min_version: int
+    ) -> Answer | None:
         if not self._watch.fresh:
             self._begin()
             _requests(key.kind.name, "off").inc()

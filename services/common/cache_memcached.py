@@ -102,6 +102,11 @@ class MemcachedStore:
                 left[int(reply.flag(b"O"))] for reply in met if reply.flags
             ]  # of a fence that was not as it was known
 
+    def give_up(self) -> None:
+        """See `Store`."""
+        if self._opening is not None and self._opening.done() and not ended(self._opening):
+            self._opening.result().close()
+
     async def close(self) -> None:
         """See `Store`."""
         if self._opening is None:

@@ -44,5 +44,8 @@ class Store(Protocol):
         With `spare`, a value that is at least as new may stay; without, it goes, too, as asking would take time.
         """
 
+    def give_up(self) -> None:
+        """A call has had no answer in time: who waits behind it need not wait for the same."""
+
     async def close(self) -> None:
         """No connection is open."""

@@ -10,9 +10,7 @@ from redis.exceptions import NoScriptError
 
 from services.common.cache_store import FENCE_TTLS, LEASE_MS, Lease
 from services.common.cached import Entry, Key, encode
-from services.common.valkey_connections import Argument, Connections
-
-CONNECTIONS_MAX: Final = 64
+from services.common.valkey_line import Argument, Line
 
 
 class Script:
@@ -130,8 +128,8 @@ class ValkeyStore(ScriptedStore):
     gets_max = 256
     keys_max = 4_096
 
-    def __init__(self, url: str, *, connections_max: int = CONNECTIONS_MAX) -> None:
-        self._connections = Connections(url, most=connections_max)
+    def __init__(self, url: str) -> None:
+        self._line = Line(url)
 
     async def get(self, keys: Sequence[Key]) -> Sequence[bytes | None]:
         """See `Store`."""
@@ -142,12 +140,16 @@ class ValkeyStore(ScriptedStore):
         names = [key.value for key in versions]
         await self._run(INVALIDATE, names, invalidation(versions, spare=spare))
 
+    def give_up(self) -> None:
+        """See `Store`."""
+        self._line.give_up("an earlier command has had no reply in time")
+
     async def close(self) -> None:
         """See `Store`."""
-        await self._connections.close()
+        await self._line.close()
 
     async def _ask(self, *command: Argument) -> Any:
-        return await self._connections.ask(*command)
+        return await self._line.ask(*command)
 
 
 def invalidation(versions: Mapping[Key, int], *, spare: bool) -> tuple[str | int, ...]:

@@ -9,11 +9,8 @@ from typing import Final, Literal, NamedTuple
 
 from services.contracts.cache import Kind
 
-FORMAT: Final = b"1"
-_BEGIN: Final = FORMAT + b" "
-_VERSION: Final = slice(2, 18)
-_AT: Final = slice(19, 35)
-_OWNER: Final = 36
+FORMAT: Final = "1"
+_FIELDS: Final = 5
 VERSION_MAX: Final = 10**16 - 1  # sixteen digits; a script's numbers are exact up to 2^53, which is less
 
 Outcome = Literal["hit", "miss", "bypass"]
@@ -62,14 +59,13 @@ def encode(key: Key, entry: Entry, at_ms: int) -> bytes:
     """The value that is stored. ValueError for what could not be read again."""
     if not 0 <= entry.version <= VERSION_MAX or any(blank in entry.owner + key.id for blank in " \n"):
         raise ValueError(f"{key.kind.name} {key.id!r} of {entry.owner!r} at version {entry.version} cannot be cached")
-    head = b"%s %016d %016d %s %s\n" % (FORMAT, entry.version, at_ms, entry.owner.encode(), key.id.encode())
-    return head + entry.body
+    return f"{FORMAT} {entry.version:016} {at_ms:016} {entry.owner} {key.id}\n".encode() + entry.body
 
 
 def decode(key: Key, value: bytes) -> tuple[Entry, int]:
     """The answer, and the server's time when it was read (ms). ValueError when the value is not one of `key`'s."""
-    end = value.find(b"\n")
-    owner, _, thing = value[_OWNER:end].decode().partition(" ")
-    if end < _OWNER or not value.startswith(_BEGIN) or thing != key.id:
+    head, _, body = value.partition(b"\n")
+    fields = head.decode().split(" ")
+    if len(fields) != _FIELDS or fields[0] != FORMAT or fields[-1] != key.id:
         raise ValueError(f"{value[:100]!r} is no value of {key.kind.name} {key.id}")
-    return Entry(owner, int(value[_VERSION]), value[end + 1 :]), int(value[_AT])
+    return Entry(fields[3], int(fields[1]), body), int(fields[2])

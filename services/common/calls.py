@@ -18,6 +18,7 @@ TIMEOUT_SECONDS: Final = 5.0
 CALLS_MAX: Final = 32  # at once; more wait here, so that one caller's crowd does not fill the other's pools
 FAILURES: Final = 5  # in a row
 RESET_SECONDS: Final = 1.0  # under the longest pause of whoever tries again, so that it is not what recovery waits for
+_PASSED_ON: Final = ("Retry-After",)  # of a refusal's headers
 
 call_seconds = Histogram(
     "call_seconds",
@@ -34,11 +35,15 @@ class NoAnswerError(Exception):
 class Service:
     """The HTTP API of `name` at `url`, behind a breaker of that name.
 
-    Its own refusals (4xx) show that it is alive; 5xx, 429, what is no answer of its own, and none in time are failures.
+    Its own refusals (4xx) show that it is alive; 5xx, what is no answer of its own, and none in time are failures. It
+    limits whoever's token it sees. Where that is always the caller's own, a 429 is a failure: whoever asks next would
+    have it, too. Where it is asked `for_users`, a 429 is the one user's, and a refusal with its Retry-After: many of
+    them must not keep the others out.
     """
 
-    def __init__(self, name: str, url: str) -> None:
+    def __init__(self, name: str, url: str, *, for_users: bool = False) -> None:
         self._name = name
+        self._for_users = for_users
         self.breaker = Breaker(
             name,
             deadline_seconds=TIMEOUT_SECONDS,
@@ -88,11 +93,11 @@ class Service:
             status = response.status_code
         finally:
             call_seconds.labels(self._name, status).observe(clock() - started)
-        if status >= 500 or status == 429:
+        if status >= 500 or (status == 429 and not self._for_users):
             raise NoAnswerError(f"status {status}")
         try:
             content = orjson.loads(response.content)
-            refusal = None if response.is_success else _refusal(content)
+            refusal = None if response.is_success else _refusal(content, response.headers)
         except (ValueError, KeyError, TypeError) as error:  # a proxy's page, say
             raise NoAnswerError(f"status {status}, and no answer of its own: {response.text[:100]}") from error
         if refusal is not None:
@@ -100,8 +105,8 @@ class Service:
         return content
 
 
-def _refusal(content: dict[str, Any]) -> DomainError:
+def _refusal(content: dict[str, Any], headers: Mapping[str, str]) -> DomainError:
     """TypeError or KeyError when `content` is no problem document of ours."""
     code, status, detail = content["code"], content["status"], content["detail"]
     extra = {name: value for name, value in content.items() if name not in {"code", "status", "detail"}}
-    return DomainError(code, status, detail, extra=extra)
+    return DomainError(code, status, detail, extra=extra, headers={n: headers[n] for n in _PASSED_ON if n in headers})

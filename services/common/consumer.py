@@ -41,9 +41,10 @@ log = structlog.get_logger()
 class Consumer:
     """Hands the messages of `topics` to `handle` as a member of `group`, each partition in its order.
 
-    A failure in passing (PostgreSQL away, a lock not granted) is tried again from the same message; other partitions
-    go on. Poison becomes a dead letter (`dead_letters.py`), and its partition goes on after it. A gap is filled by
-    `fill`, and waits for what it does not have.
+    What was fetched of a topic is handed over at once; if that fails, one partition after the other. A failure in
+    passing (PostgreSQL away, a lock not granted) is tried again from the same message; other partitions go on. Poison
+    becomes a dead letter (`dead_letters.py`), and its partition goes on after it. A gap is filled by `fill`, and waits
+    for what it does not have.
     """
 
     def __init__(

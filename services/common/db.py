@@ -1,32 +1,28 @@
 """PostgreSQL: statements written in SQLAlchemy Core, compiled once, and run on asyncpg.
 
 A single statement runs outside an explicit transaction (no BEGIN, no ROLLBACK round trip). Driver errors become what
-the layers above know: `Refused`, `LockTimeoutError`, or `TransientError`, which the edge of a process may run again.
+the layers above know: `db_errors`.
 """
 
 import asyncio
-import math
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, Literal, NewType, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, NewType, cast
 
 import asyncpg
-import orjson
 import sqlalchemy as sa
-import stamina
-import structlog
 from sqlalchemy.dialects.postgresql.asyncpg import dialect as asyncpg_dialect
 from sqlalchemy.sql.elements import ClauseElement
 from sqlalchemy.types import TypeEngine
 
 from services.common import metrics
 from services.common.breaker import Breaker, BreakerOpenError
-from services.common.db_watch import RESET_SECONDS, Watch
-from services.common.errors import unavailable
+from services.common.db_errors import CONNECTION_LOST, LeftAloneError, TransientError, retried, translate
+from services.common.db_watch import Watch
 
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
@@ -38,10 +34,6 @@ Row = asyncpg.Record
 
 Isolation = Literal["read_committed", "repeatable_read"]
 
-T = TypeVar("T")
-log = structlog.get_logger()
-
-REFUSED: Final = "RF001"  # SQLSTATE of the SQL function `refuse`: the message is the code, the detail a JSON object
 
 # Belts for a session that something leaves open, and the plans these statements want. On a partitioned parent custom
 # plans cost 2 to 10 times the statement itself. Every statement of a process has its index: reading a table from end to
@@ -63,47 +55,22 @@ ACQUIRE_TIMEOUT_SECONDS: Final = (
 )
 COMMAND_TIMEOUT_SECONDS: Final = 6.0  # a little over statement_timeout: for a server that does not even answer that
 CLOSE_TIMEOUT_SECONDS: Final = 5.0
-RETRY_ATTEMPTS: Final = 5
-RETRY_WITHIN_SECONDS: Final = 0.8  # a dead primary is answered with 503 within a second (DESIGN section 9)
-
-_NO_ANSWER: Final = "The database does not answer; nothing is known to be stored. Send the same request again."
 _DIALECT = asyncpg_dialect(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call] # SQLAlchemy has no types here
-_CONNECTION_LOST = (
-    OSError,
-    TimeoutError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,  # a connection asked between the server's last words and its end
-    asyncpg.PostgresConnectionError,
-    asyncpg.OperatorInterventionError,  # shut down, crashed, starting up, cancelled by statement_timeout
-    asyncpg.InsufficientResourcesError,  # too many connections, out of memory, disk full
-    asyncpg.ReadOnlySQLTransactionError,  # a primary that has become a standby
-)
-
-
-class TransientError(Exception):
-    """The transaction did not happen, or nobody knows whether it did: whoever has a key may run it again."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
-class LeftAloneError(TransientError):
-    """Nothing was asked of the database: it does not answer, and is left alone for RESET_SECONDS at a time."""
-
-    def __init__(self) -> None:
-        super().__init__("left_alone")
 
 
 class Statement:
-    """A SQL statement with named parameters, compiled once. `name` is its label in metrics."""
+    """A SQL statement with named parameters, compiled once. `name` is its label in metrics.
+
+    It also stands at the end of the text, as a comment: so logs, pg_stat_activity and pg_stat_statements tell whose it
+    is. At its start PostgreSQL 18 would take it off before it counts the statement.
+    """
 
     __slots__ = ("_observe", "_parameters", "name", "sql")
 
     def __init__(self, name: str, clause: ClauseElement) -> None:
         compiled = clause.compile(dialect=_DIALECT)
         self.name = name
-        self.sql = str(compiled)
+        self.sql = f"{compiled}\n/* {name} */"
         self._parameters: tuple[str, ...] = tuple(dict.fromkeys(getattr(compiled, "positiontup", None) or ()))
         self._observe = metrics.db_query_seconds.labels(name).observe
 
@@ -130,7 +97,7 @@ class Statement:
         started = time.perf_counter()
         try:
             return await fetching
-        except (asyncpg.PostgresError, *_CONNECTION_LOST) as error:
+        except (asyncpg.PostgresError, *CONNECTION_LOST) as error:
             if isinstance(error, asyncpg.InternalClientError):
                 discard(connection)  # nobody knows its state: the pool must not give it to the next
             metrics.db_errors_total.labels(self.name, getattr(error, "sqlstate", None) or "connection").inc()
@@ -204,7 +171,7 @@ class Database:
         )
         try:
             await pool
-        except (asyncpg.PostgresError, *_CONNECTION_LOST) as error:
+        except (asyncpg.PostgresError, *CONNECTION_LOST) as error:
             raise translate(error) from error
         self._pool = pool
         metrics.db_pool_connections.labels(self._label, "open").set_function(pool.get_size)
@@ -248,7 +215,7 @@ class Database:
             try:
                 async with transaction:
                     yield connection
-            except (asyncpg.PostgresError, *_CONNECTION_LOST) as error:  # BEGIN or COMMIT; statements translate theirs
+            except (asyncpg.PostgresError, *CONNECTION_LOST) as error:  # BEGIN or COMMIT; statements translate theirs
                 raise translate(error) from error
 
     async def _take(self) -> WriteConnection:
@@ -277,7 +244,7 @@ class Database:
         try:
             async with wait:
                 return WriteConnection(ReadConnection(await pool.acquire(timeout=ACQUIRE_TIMEOUT_SECONDS)))
-        except (asyncpg.PostgresError, *_CONNECTION_LOST) as error:
+        except (asyncpg.PostgresError, *CONNECTION_LOST) as error:
             metrics.db_errors_total.labels("connect", getattr(error, "sqlstate", None) or "connection").inc()
             self._suspect()
             raise translate(error) from error
@@ -296,7 +263,7 @@ class Database:
         try:
             if self._pool is not None:
                 await self._pool.release(connection)
-        except _CONNECTION_LOST:  # the pool has ended it; whoever had it knows by itself how its statement went
+        except CONNECTION_LOST:  # the pool has ended it; whoever had it knows by itself how its statement went
             metrics.db_errors_total.labels("release", "connection").inc()
             self._suspect()
         finally:
@@ -308,8 +275,11 @@ class Database:
 
     async def _connect(self) -> "asyncpg.Connection[asyncpg.Record]":
         """A connection for the watch; it says when that has taken too long."""
-        name = f"{self._settings['application_name']} watch"
-        return await asyncpg.connect(self._url, server_settings={"application_name": name})
+        settings = {
+            "application_name": f"{self._settings['application_name']} watch",
+            "tcp_keepalives_idle": "60",  # it may be silent for days, which no firewall is to take for its end
+        }
+        return await asyncpg.connect(self._url, server_settings=settings)
 
     async def _end_all(self) -> None:
         """Whoever waits for the server hears at once that it does not answer; no connection is used again."""
@@ -356,86 +326,6 @@ def discard(connection: ReadConnection) -> None:
     """The connection ends now, and its session with it; the pool makes another when one is wanted."""
     with suppress(asyncpg.InterfaceError):  # it has ended by itself
         connection.terminate()
-
-
-async def retried(operation: Callable[[], Awaitable[T]]) -> T:
-    """What `operation` gives; when it fails in passing it is run again, up to a second. Then 503 `unavailable`.
-
-    At once so when the database is left alone, which does not answer.
-    Only for operations that may run twice: reads, and writes that hang on an idempotency key.
-    """
-    try:
-        try:
-            return await operation()
-        except TransientError as error:
-            if isinstance(error, LeftAloneError):
-                raise
-            log.warning("db.retry", reason=error.reason)
-            metrics.db_retries_total.labels(error.reason).inc()
-        async for attempt in stamina.retry_context(
-            on=lambda error: isinstance(error, TransientError) and not isinstance(error, LeftAloneError),
-            attempts=RETRY_ATTEMPTS,
-            timeout=RETRY_WITHIN_SECONDS,
-            wait_initial=0.02,
-            wait_jitter=0.05,
-            wait_max=0.25,
-        ):
-            with attempt:
-                return await operation()
-    except LockTimeoutError as error:  # no row that two want, which the caller knows better: a table is held
-        raise unavailable("The database is busy with maintenance.") from error
-    except LeftAloneError as error:  # counted by its breaker
-        raise unavailable(_NO_ANSWER, retry_after_seconds=math.ceil(RESET_SECONDS)) from error
-    except TransientError as error:
-        log.error("db.unavailable", reason=error.reason)
-        raise unavailable(_NO_ANSWER) from error
-    raise AssertionError("stamina either returns or raises")
-
-
-def translate(error: Exception) -> Exception:
-    """What a driver's error means: a refusal, something that may be tried again, or (a bug) the error itself.
-
-    Its DETAIL is taken off it: that quotes the row that was refused, and a traceback would bring it into the log.
-    """
-    detail = None
-    if isinstance(error, asyncpg.PostgresError):
-        detail, error.detail = error.detail, None
-    match error:
-        case asyncpg.PostgresError() if error.sqlstate == REFUSED:
-            return Refused(str(error.args[0]), orjson.loads(detail or "{}"))
-        case asyncpg.CheckViolationError() if error.constraint_name is None:
-            return unavailable("There is no partition for now yet.", retry_after_seconds=10)
-        case asyncpg.CheckViolationError():
-            return Refused(error.constraint_name or "", {})
-        case asyncpg.LockNotAvailableError():
-            return LockTimeoutError(error.context or "")
-        case asyncpg.SerializationError() | asyncpg.DeadlockDetectedError():
-            return TransientError("serialization")
-        case asyncpg.QueryCanceledError():
-            return unavailable("The database took too long.")
-        case asyncpg.DataError():
-            return error  # an argument of the wrong type: ours to mend, not the client's
-        case _ if isinstance(error, _CONNECTION_LOST):
-            return TransientError("connection")
-        case _:
-            return error
-
-
-class Refused(Exception):  # noqa: N818 # it is a verdict of the database, which its service turns into a DomainError
-    """The database refused: `code` as given to the SQL function `refuse`, or the name of the violated CHECK."""
-
-    def __init__(self, code: str, extra: dict[str, Any]) -> None:
-        super().__init__(code, extra)
-        self.code = code
-        self.extra = extra
-
-
-class LockTimeoutError(Exception):
-    """A lock was not granted within lock_timeout; `context` is PostgreSQL's, and names the relation waited for."""
-
-    def __init__(self, context: str) -> None:
-        super().__init__(context)
-        self.context = context
 
 
 async def _no_reset(_: object) -> None:

@@ -2,7 +2,8 @@
 
 While something that was asked of it is late, or after a connection was lost, the server is asked for nothing but an
 answer, on a connection of the watch's own and through a breaker. One that gives none is left alone: what waits for it
-ends now, nothing new is begun, and the watch alone looks, once a window, whether it is back.
+ends now, nothing new is begun, and the watch alone looks, once a window, whether it is back. The connection is made
+before it is needed, as making one takes several round trips, and a question one.
 """
 
 import asyncio
@@ -25,7 +26,7 @@ LATE_SECONDS: Final = 0.2  # ten times what a statement may take
 ANSWER_SECONDS: Final = 0.2
 FAILURES: Final = 3  # in a row
 # Before it is asked anew, as on a connection that nothing comes through any more. Who asked anew each time would take a
-# server for dead that is slow: a connection by password is several round trips.
+# server for dead that is slow. It is also the time for making a connection, which the pool gives less.
 QUESTION_SECONDS: Final = 2.0
 RESET_SECONDS: Final = 1.0  # and so late at most does it all go on
 # A question given up later than that tells only that this process had no time to hear the answer: it asks again, until
@@ -63,19 +64,24 @@ class Watch:
         self._end_all = end_all
         self._suspected_at: float | None = None
         self._connection: Connection | None = None
+        self._connecting = asyncio.Lock()
         self._question: asyncio.Task[None] | None = None
         self._asked_at = 0.0
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        """It watches from now on."""
-        self._task = asyncio.create_task(self._run(), name=f"watch {self.breaker.name}")
+        """It watches from now on, and connects. The server need not be there."""
+        name = self.breaker.name
+        self._tasks = [
+            asyncio.create_task(self._stay_connected(), name=f"connection of the watch {name}"),
+            asyncio.create_task(self._run(), name=f"watch {name}"),
+        ]
 
     async def close(self) -> None:
         """It watches no more, and has no connection."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._drop()
 
     def admit(self) -> None:
@@ -87,6 +93,26 @@ class Watch:
         """A connection was lost, or refused: the server will be asked, and left alone if it does not answer."""
         if self._suspected_at is None:
             self._suspected_at = monotonic()
+
+    async def _stay_connected(self) -> None:
+        """There is a connection before there is a question. While the server is suspected the questions make it."""
+        while True:
+            if self._suspected_at is None:
+                try:
+                    await self._connected()
+                except Exception as error:  # noqa: BLE001 # whatever it is, it is tried again
+                    log.warning("db.watch_not_connected", database=self.breaker.name, error=repr(error))
+                    if not _has_answered(error):
+                        self.suspect()
+            await asyncio.sleep(RESET_SECONDS)
+
+    async def _connected(self) -> "Connection":
+        """The connection there is, or that somebody is just making, or a new one."""
+        async with self._connecting:
+            if self._connection is None or self._connection.is_closed():
+                async with asyncio.timeout(QUESTION_SECONDS):
+                    self._connection = await self._connect()
+            return self._connection
 
     async def _run(self) -> None:
         while True:
@@ -120,8 +146,9 @@ class Watch:
         """The server has said something in time, now or to what it was asked before."""
         while True:
             began_at = monotonic()
-            if self._question is None or began_at - self._asked_at > QUESTION_SECONDS:
+            if self._question is not None and began_at - self._asked_at > QUESTION_SECONDS:
                 await self._drop()
+            if self._question is None:
                 self._question, self._asked_at = asyncio.create_task(self._one_question()), began_at
             await asyncio.wait([self._question], timeout=ANSWER_SECONDS)
             if self._question.done():
@@ -133,12 +160,11 @@ class Watch:
     async def _one_question(self) -> None:
         """It has answered, be it that it has too many connections."""
         try:
-            if self._connection is None or self._connection.is_closed():
-                self._connection = await self._connect()
-            await self._connection.execute("SELECT 1")
+            connection = await self._connected()
+            await connection.execute("SELECT 1")
         except Exception as error:
             self._disconnect()
-            if isinstance(error, _DOWN) or not isinstance(error, asyncpg.PostgresError):
+            if not _has_answered(error):
                 raise
 
     async def _drop(self) -> None:
@@ -153,3 +179,8 @@ class Watch:
         if self._connection is not None:
             self._connection.terminate()
             self._connection = None
+
+
+def _has_answered(error: Exception) -> bool:
+    """Whether it is the server that has refused something, and not one that goes or comes."""
+    return isinstance(error, asyncpg.PostgresError) and not isinstance(error, _DOWN)

@@ -7,7 +7,8 @@ from services.common.stream import Message, Received
 
 # Gives how many of the messages had which outcome. It owns the transaction: when it returns they are committed, when it
 # raises nothing of them is (or, with a transaction a key, some keys are, and are stale when they come again). The
-# messages are of one partition, in its order.
+# messages are of one topic, each partition in its order: all that was fetched of it, and those of one partition alone
+# when that raises.
 Handle = Callable[[str, Sequence[Received]], Awaitable[Mapping[str, int]]]
 
 # Gives the events of a key after a version, in version order, as they would have come from the topic; or those there

@@ -4,23 +4,18 @@ A route is declared with its policy; `build_app` turns routes into a FastAPI app
 caller is authenticated and authorised before the endpoint reads anything of the request.
 """
 
-import asyncio
-import hashlib
 import os
 import re
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from email.utils import formatdate
 from functools import cache
-from typing import Any, Final, Literal, TypeVar
-from urllib.parse import quote
+from typing import Final, Literal
 
-import orjson
 import structlog
 from fastapi import FastAPI, Request, Response
-from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Match, compile_path
@@ -28,26 +23,20 @@ from starlette.types import Message, Receive, Scope, Send
 
 from services.common import metrics, openapi
 from services.common.auth import Claims, TokenVerifier, require
-from services.common.cached import Answer
-from services.common.errors import DomainError, invalid
+from services.common.errors import DomainError
+from services.common.http_request import HEADERS, header
+from services.common.http_response import problem
 from services.common.log import request_context
-from services.common.openapi import JSON, PROBLEM
 from services.contracts.envelope import TRACEPARENT
 
-T = TypeVar("T")
 log = structlog.get_logger()
 
-BODY_BYTES_MAX: Final = 256 * 1024
-DRAIN_BYTES_MAX: Final = 32 * 1024 * 1024  # read and thrown away after a refusal, so that the client gets to see it
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})  # a client may invent others
 SLOW_SECONDS: Final = 0.2  # the objective for a response
-
-HEADERS: Final = "headers"  # in the state of a request's scope: {name in lower case: value}
 
 OF_DOCS: Final = "The page /docs takes Swagger UI from a public CDN; this document, /openapi.json, needs nothing else."
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}\Z")
-_DIGITS = re.compile(r"[0-9]+\Z")
 
 Endpoint = Callable[[Request, Claims], Awaitable[Response]]
 OpenEndpoint = Callable[[Request], Awaitable[Response]]
@@ -79,170 +68,6 @@ class Route:
     summary: str
     tag: str
     operation: openapi.Operation | None
-
-
-class JsonResponse(Response):
-    """A response whose bytes are made once, by orjson."""
-
-    media_type = JSON
-
-    def render(self, content: object) -> bytes:
-        """JSON in UTF-8 (RFC 8259); bytes are taken as they are."""
-        return content if isinstance(content, bytes) else orjson.dumps(content)
-
-    def init_headers(self, headers: Mapping[str, str] | None = None) -> None:
-        """As Starlette's, for a body that is always there and of which `headers` say neither length nor type."""
-        self.raw_headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in (headers or {}).items()]
-        self.raw_headers.append((b"content-length", b"%d" % len(self.body)))
-        self.raw_headers.append((b"content-type", self.media_type.encode()))
-
-
-def problem(error: DomainError, path: str) -> Response:
-    """The problem document of `error` (RFC 9457); the same for the same refusal but for `instance`, made of `path`."""
-    instance = quote(path, safe="/:@!$&'()*+,;=~", errors="replace")
-    content = openapi.problem_content(error.code, error.status, error.detail, instance) | error.extra
-    return JsonResponse(content, status_code=error.status, headers=error.headers, media_type=PROBLEM)
-
-
-def header(request: Request, name: bytes) -> str | None:
-    """The header of that name, in lower case; of several the last. Found at once, where Starlette walks through all."""
-    value = request.scope["state"][HEADERS].get(name)
-    return None if value is None else value.decode("latin-1")
-
-
-async def read_body(request: Request, *, may_be_empty: bool = False, media_types: tuple[str, ...] = (JSON,)) -> bytes:
-    """The body, which is said to be of one of these types. 413 `body_too_large`, 415 `media_type`."""
-    body = bytearray()
-    declared = request.headers.get("content-length", "")
-    too_large = _DIGITS.match(declared) is not None and (len(declared) > 9 or int(declared) > BODY_BYTES_MAX)
-    drained = 0
-    async for chunk in request.stream():
-        drained += len(chunk)
-        too_large = too_large or drained > BODY_BYTES_MAX
-        if not too_large:
-            body += chunk
-        elif drained > DRAIN_BYTES_MAX:
-            break
-    if too_large:
-        raise DomainError(
-            "body_too_large", 413, f"A body has at most {BODY_BYTES_MAX} bytes.", headers={"Connection": "close"}
-        )
-    if not body and may_be_empty:
-        return b""
-    require_media_type(request, *media_types)
-    return bytes(body)
-
-
-def require_media_type(request: Request, *media_types: str) -> None:
-    """Pass when the body is said to be of one of these types. 415 `media_type`."""
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() not in media_types:
-        # RFC 9110, section 15.5.16; W3C Linked Data Platform, section 7.1; RFC 5789, section 3.1
-        taken = {"POST": "Accept-Post", "PATCH": "Accept-Patch"}.get(request.method, "Accept")
-        raise DomainError("media_type", 415, f"Send {media_types[0]}.", headers={taken: ", ".join(media_types)})
-
-
-def parsed_json(body: bytes) -> Any:
-    """What `body` says.
-
-    400 `malformed_json` (also too deep, a number no double holds, a lone surrogate, bytes that are not UTF-8).
-    """
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise DomainError("malformed_json", 400, f"The body is not JSON: {error.msg}.") from error
-
-
-M = TypeVar("M", bound=BaseModel)
-
-
-def validated(model: type[M], value: object) -> M:
-    """`value` as a `model`. 422 `invalid` with the place and the reason of every fault."""
-    try:
-        return model.model_validate(value)
-    except ValidationError as error:
-        faults = error.errors(include_url=False, include_input=False, include_context=False)
-        errors = [{"at": "".join(map(_pointer, fault["loc"])), "reason": fault["msg"]} for fault in faults[:20]]
-        raise invalid("The request is not valid.", errors=errors) from None
-
-
-def parameters(model: type[M], request: Request) -> M:
-    """The query string as a `model`. 422 `invalid` as validated."""
-    given = request.scope["query_string"] or _asks(model)
-    return validated(model, dict(request.query_params)) if given else _without(model)
-
-
-@cache
-def _asks(model: type[BaseModel]) -> bool:
-    """Whether it has parameters that must be given."""
-    return any(field.is_required() for field in model.model_fields.values())
-
-
-@cache
-def _without(model: type[M]) -> M:
-    """A model of no parameters; whoever is given it only reads it."""
-    return validated(model, {})
-
-
-def _pointer(member: str | int) -> str:
-    return "/" + str(member).replace("~", "~0").replace("/", "~1")  # RFC 6901, section 3
-
-
-def if_match_version(header: str | None) -> int | None:
-    """The version in `If-Match` (RFC 9110, section 13.1.1), None without one; -1, which none is, for any other tag."""
-    if header is None:
-        return None
-    match = re.fullmatch(r'"([1-9][0-9]{0,8})"', header.strip())
-    return int(match[1]) if match else -1
-
-
-def none_match(header: str | None, version: int) -> bool:
-    """Whether `If-None-Match` (RFC 9110, section 13.1.2, weak comparison) holds a tag other than the version's."""
-    return if_changed(header, etag(version))
-
-
-def if_changed(header: str | None, tag: str) -> bool:
-    """Whether `If-None-Match` names neither this entity tag nor any."""
-    if header is None:
-        return True
-    tags = {one.strip().removeprefix("W/") for one in header.split(",")}
-    return "*" not in tags and tag not in tags
-
-
-def etag(version: int) -> str:
-    """The entity tag of a version."""
-    return f'"{version}"'
-
-
-def etag_of(body: bytes) -> str:
-    """The entity tag of what has no version: a digest of its bytes."""
-    return f'"{hashlib.sha256(body).hexdigest()[:32]}"'
-
-
-def cached_headers(answer: Answer) -> dict[str, str]:
-    """ETag, and where the answer comes from; how long ago it was read from the database, when it was kept since."""
-    headers = {"ETag": etag(answer.entry.version), "X-Cache": answer.outcome}
-    if answer.outcome == "hit":
-        headers["Age"] = str(int(answer.age_seconds))
-    return headers
-
-
-class Writes:
-    """Writes under way. A client that goes away cancels its request, never the write between BEGIN and COMMIT."""
-
-    def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[Any]] = set()
-
-    async def finish(self, write: Coroutine[Any, Any, T]) -> T:
-        """What `write` gives. It runs to its end even when the caller is cancelled."""
-        task = asyncio.create_task(write)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return await asyncio.shield(task)
-
-    async def drain(self) -> None:
-        """None is under way afterwards."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
 
 
 def build_app(

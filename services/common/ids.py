@@ -8,7 +8,6 @@ import hashlib
 import re
 import secrets
 from datetime import datetime, timedelta
-from functools import lru_cache
 from typing import NamedTuple
 from uuid import UUID
 
@@ -34,7 +33,6 @@ class OrderKey(NamedTuple):
     shard: int
 
 
-@lru_cache(maxsize=65_536)
 def shard_of(user_id: UUID) -> int:
     """The shard (0..4095) of all orders of `user_id`: the first 12 bits of SHA-256 over its 16 bytes.
 
@@ -109,5 +107,10 @@ def canonical(text: str) -> str:
     return upper
 
 
+def uuid7_bits(at_ms: int, rand_a: int, rand_b: int) -> int:
+    """The UUIDv7 of that millisecond with these 12 and 62 bits."""
+    return at_ms << 80 | 7 << 76 | rand_a << 64 | 0b10 << 62 | rand_b
+
+
 def _uuid7(at: datetime, rand_a: int) -> UUID:
-    return UUID(int=clock.to_ms(at) << 80 | 7 << 76 | rand_a << 64 | 0b10 << 62 | secrets.randbits(62))
+    return UUID(int=uuid7_bits(clock.to_ms(at), rand_a, secrets.randbits(62)))

@@ -108,9 +108,9 @@ RETURNING 1
     async def judge(self, connection: WriteConnection, topic: str, arrivals: Sequence[Arrival]) -> list[Verdict]:
         """The verdict on each arrival; the inbox has the newest version of every key, once the transaction commits.
 
-        `arrivals` are of one partition, in its order, of types known and unknown. In the transaction of the effect, and
-        before it: the rows stay locked until its end, so a second process that has the same messages waits here, and
-        then finds them stale. READ COMMITTED is enough, as ON CONFLICT judges the row it has locked (PostgreSQL,
+        `arrivals` are of one topic, each key in its order, of known types or not. In the transaction of the effect,
+        and before it: the rows stay locked until its end, so a second process that has the same messages waits here,
+        and then finds them stale. READ COMMITTED is enough, as ON CONFLICT judges the row it has locked (PostgreSQL,
         chapter 13.2.1). One round trip.
         """
         return [verdict for verdict, _ in await self._judged(connection, topic, arrivals)]

@@ -89,4 +89,4 @@ def _merge_request(_: object, __: str, event: structlog.typing.EventDict) -> str
 
 
 def _dumps(value: object, **_: object) -> str:
-    return orjson.dumps(value, default=str).decode()
+    return orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS).decode()  # a line in the log ends nobody

@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
@@ -13,11 +14,11 @@ from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 from prometheus_client import Counter, Gauge
 
 from services.common import dead_letters
-from services.common.batch import Settled, settle
+from services.common.batch import settle
 from services.common.breaker import Breaker
-from services.common.db import LockTimeoutError, TransientError
+from services.common.db_errors import LockTimeoutError, TransientError
 from services.common.errors import DomainError
-from services.common.handle import Fill, Handle
+from services.common.handle import Fill, GapError, Handle, PoisonError
 from services.common.progress import Progress
 from services.common.stream import StreamError, received
 
@@ -26,6 +27,7 @@ POLL_MS: Final = 500  # how long to wait for messages when there are none
 COMMIT_TIMEOUT_SECONDS: Final = 5.0  # aiokafka tries a commit for ever while the broker is away
 PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX = 0.1, 2.0  # between tries of one partition
 
+Fetched = Mapping[TopicPartition, Sequence[Any]]  # records, of each partition in its order
 T = TypeVar("T")
 log = structlog.get_logger()
 consumer_messages_total = Counter(
@@ -89,8 +91,17 @@ class Member(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
             assignment = self._assignment
             for partition, records in fetched.items():
                 self._progress.fetched(partition, received(records[0]))
-            for partition, records in fetched.items():
-                await _whole(self._one_batch(assignment, partition, records))
+            for batch in self._batches(fetched):
+                if len(batch) == 1 or not await _whole(self._all_at_once(assignment, batch)):
+                    for partition, records in batch.items():
+                        await _whole(self._one_batch(assignment, partition, records))
+
+    def _batches(self, fetched: Fetched) -> Iterable[Fetched]:
+        """All partitions of a topic make one, but for those that are tried again: each of them goes by itself."""
+        batches: defaultdict[object, dict[TopicPartition, Sequence[Any]]] = defaultdict(dict)
+        for partition, records in fetched.items():
+            batches[partition if partition in self._again else partition.topic][partition] = records
+        return batches.values()
 
     def _due(self) -> int:
         """Partitions that failed and whose time has come are fetched again; gives the ms until the next one's has."""
@@ -101,6 +112,29 @@ class Member(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
             else:
                 self._kafka.resume(partition)
         return int(next_in * 1000) + 1
+
+    async def _all_at_once(self, assignment: int, fetched: Fetched) -> bool:
+        """What was fetched of one topic is handled in one transaction, and its offsets committed in one request.
+
+        False when the handler does not take it: then each partition is to be settled by itself, so that what one of
+        them has holds up no other.
+        """
+        async with self._batch:
+            if assignment != self._assignment:
+                return True  # nothing of it is to be done here, as in `_one_batch`
+            topic = next(iter(fetched)).topic
+            messages = [received(record) for records in fetched.values() for record in records]
+            try:
+                outcomes = await self._handle(self._topics[topic], messages)
+            except (PoisonError, GapError):
+                return False  # which is told when its partition is settled
+            except (TransientError, LockTimeoutError, DomainError) as error:
+                consumer_failures_total.labels("postgres").inc()
+                log.warning("consumer.taken_apart", topic=topic, partitions=len(fetched), error=repr(error))
+                return False
+            self._count(topic, outcomes)
+            await self._settled(fetched)
+            return True
 
     async def _one_batch(self, assignment: int, partition: TopicPartition, records: Sequence[Any]) -> None:
         """`records` are settled and their offsets committed, as far as they can be; the others are fetched again."""
@@ -117,22 +151,27 @@ class Member(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
                 self._try_again(partition, messages[0].offset, "postgres", repr(error))
                 return
             done = [record for record in records if record.offset < settled.next_offset]
-            self._count(partition.topic, settled)
+            self._count(partition.topic, settled.outcomes)
             if settled.poison:
                 await self._bury(topic, partition, done, settled.poison)
             if done:
-                age = datetime.now(UTC).timestamp() - done[-1].timestamp / 1000
-                consumer_applied_age_seconds.labels(partition.topic).set(max(0.0, age))
-                await self._commit(partition, settled.next_offset)
-                self._progress.settled(partition, received(done[-1]))
-            if settled.waits is None:
-                self._again.pop(partition, None)
-                self._progress.waiting.discard(partition)
-            else:
+                await self._settled({partition: done})
+            if settled.waits is not None:
                 self._try_again(partition, settled.next_offset, "gap", settled.waits)
 
-    def _count(self, topic: str, settled: Settled) -> None:
-        for outcome, count in settled.outcomes.items():
+    async def _settled(self, fetched: Fetched) -> None:
+        """The offsets after these are committed; none of their partitions waits any more."""
+        for partition, records in fetched.items():
+            age = datetime.now(UTC).timestamp() - records[-1].timestamp / 1000
+            consumer_applied_age_seconds.labels(partition.topic).set(max(0.0, age))
+        await self._commit({partition: records[-1].offset + 1 for partition, records in fetched.items()})
+        for partition, records in fetched.items():
+            self._progress.settled(partition, received(records[-1]))
+            self._again.pop(partition, None)
+            self._progress.waiting.discard(partition)
+
+    def _count(self, topic: str, outcomes: Mapping[str, int]) -> None:
+        for outcome, count in outcomes.items():
             consumer_messages_total.labels(topic, outcome).inc(count)
 
     async def _bury(
@@ -171,15 +210,16 @@ class Member(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no
             error=error,
         )
 
-    async def _commit(self, partition: TopicPartition, offset: int) -> None:
+    async def _commit(self, offsets: Mapping[TopicPartition, int]) -> None:
         with stream_errors():
             try:
                 async with asyncio.timeout(COMMIT_TIMEOUT_SECONDS):
-                    await self._kafka.commit({partition: offset})
+                    await self._kafka.commit(offsets)
             except (CommitFailedError, IllegalStateError) as error:
-                # Another has the partition now, and does this work again, which changes nothing.
+                # Another has the partitions now, and does this work again, which changes nothing.
                 consumer_failures_total.labels("commit").inc()
-                log.warning("consumer.commit_refused", partition=partition.partition, offset=offset, error=repr(error))
+                told = {f"{at.topic}/{at.partition}": offset for at, offset in offsets.items()}
+                log.warning("consumer.commit_refused", offsets=told, error=repr(error))
 
 
 @contextmanager

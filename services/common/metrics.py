@@ -46,6 +46,9 @@ db_pool_wait_seconds = Summary("db_pool_wait_seconds", "Time waiting for a conne
 db_pool_connections = Gauge("db_pool_connections", "Connections of the pool, by state", ["database", "state"])
 
 
+NOTHING_ASKED = "db;dur=0.000, pool;dur=0.000"  # of the database
+
+
 class Timings:
     """Seconds one request has spent in statements (`db`) and waiting for a connection (`pool`)."""
 
@@ -57,6 +60,8 @@ class Timings:
 
     def server_timing(self) -> str:
         """The value of `Server-Timing` (W3C Server Timing): milliseconds."""
+        if not (self.db or self.pool):
+            return NOTHING_ASKED
         return f"db;dur={self.db * 1000:.3f}, pool;dur={self.pool * 1000:.3f}"
 
 

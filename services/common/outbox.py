@@ -1,6 +1,7 @@
 """How a writer wakes the relay: a hint on Valkey after the commit. The relay polls anyway; a lost hint costs time."""
 
 import asyncio
+from enum import StrEnum
 from typing import Final
 
 import structlog
@@ -77,6 +78,13 @@ class Wake:
                 self.healthy = True
 
 
+class Ring(StrEnum):
+    """Why whoever waits for an alarm goes on."""
+
+    CALLED = "called"  # by a writer: the next one calls, too
+    FOUND = "found"  # by whoever looks for rows of which nobody may have called
+
+
 class Alarm:
     """The side of one relay of `outbox`: rings when a writer has called, and is silent while Valkey is away."""
 
@@ -84,21 +92,26 @@ class Alarm:
         self._channel = channel(outbox)
         self._redis = Redis.from_url(valkey_url, socket_connect_timeout=1.0, retry=Retry(NoBackoff(), 0))
         self._rung = asyncio.Event()
+        self._called = False
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Calls are heard from now on, as soon as Valkey answers."""
         self._task = asyncio.create_task(self._run(), name="outbox-alarm")
 
-    async def wait(self, timeout_seconds: float | None) -> bool:
-        """True when somebody has called since the last wait, at once if so; False after the time-out, if any."""
+    async def wait(self, timeout_seconds: float | None) -> Ring | None:
+        """How it has rung since the last wait, at once if so; None after the time-out, if any. For one task alone.
+
+        What rings from now on is for the next wait: read rows afterwards, and none is missed.
+        """
         try:
             async with asyncio.timeout(timeout_seconds):  # wait_for loses a cancellation that comes with the call
                 await self._rung.wait()
         except TimeoutError:
-            return False
+            return None
         self._rung.clear()
-        return True
+        called, self._called = self._called, False
+        return Ring.CALLED if called else Ring.FOUND
 
     def ring(self) -> None:
         """Whoever waits goes on."""
@@ -121,6 +134,7 @@ class Alarm:
                         if message is None:
                             await subscribed.ping()  # raises when the connection has died without a word
                         elif message["type"] == "message":  # and not the answer to the ping
+                            self._called = True
                             self.ring()
             except (RedisError, OSError) as error:
                 log.warning("outbox.alarm_silent", error=repr(error))

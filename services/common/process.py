@@ -6,9 +6,16 @@ import signal
 from collections.abc import Coroutine
 from typing import Any, Final
 
+import uvloop
+
 BLOCKED_SECONDS: Final = 120.0  # the event loop did nothing at all: something blocks it, and nothing else would notice
 LEAVE_SECONDS: Final = 15.0  # of a process that has failed, before it is ended with whatever hangs in it
 STOP_SECONDS: Final = 6.0  # a little over what leaving a group is given
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    """`main` has ended. On the event loop that uvicorn takes too."""
+    uvloop.run(main)
 
 
 async def until_stopped(work: Coroutine[Any, Any, None]) -> None:

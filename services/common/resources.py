@@ -1,18 +1,39 @@
 """What every API of ours works with: database, cache, and what follows a commit. Opened together, and closed."""
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Coroutine, Mapping
 from contextlib import AsyncExitStack
 from types import MappingProxyType
-from typing import Self
+from typing import Any, Self, TypeVar
 
 from services.common import breaker, caches
 from services.common.after_commit import AfterCommit
 from services.common.auth import TokenVerifier
 from services.common.clock import Clock
 from services.common.db import Database
-from services.common.http import Writes
 from services.common.outbox import Wake
 from services.common.settings import ApiSettings
+
+T = TypeVar("T")
+
+
+class Writes:
+    """Writes under way. A client that goes away cancels its request, never the write between BEGIN and COMMIT."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def finish(self, write: Coroutine[Any, Any, T]) -> T:
+        """What `write` gives. It runs to its end even when the caller is cancelled."""
+        task = asyncio.create_task(write)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return await asyncio.shield(task)
+
+    async def drain(self) -> None:
+        """None is under way afterwards."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
 
 
 class Resources:

@@ -2,14 +2,15 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Final, TypeVar
 
 import stamina
 import structlog
 
-from services.common.db import Database, TransientError, WriteConnection, translate
+from services.common.db import Database, WriteConnection
+from services.common.db_errors import TransientError, translate
 
 T = TypeVar("T")
 log = structlog.get_logger()
@@ -18,7 +19,7 @@ _PATIENCE_SECONDS: Final = 86_400.0  # for one statement: the pool's own limit i
 ATTEMPTS: Final = 10  # over some twenty seconds: a replica that restarts is back by then
 
 # An operator's session: no haste, plans for the month at hand, and memory for one month's sort but not for more.
-_SESSION: Final = {
+UNHURRIED: Final[Mapping[str, str]] = {
     "statement_timeout": "0",
     "transaction_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
@@ -30,14 +31,16 @@ _SESSION: Final = {
 
 
 @asynccontextmanager
-async def unhurried_database(url: str, application_name: str, *, connections: int = 1) -> AsyncIterator[Database]:
-    """Connections without the limits of a request."""
+async def unhurried_database(
+    url: str, application_name: str, *, connections: int = 1, settings: Mapping[str, str] = UNHURRIED
+) -> AsyncIterator[Database]:
+    """Connections without the limits of a request. With other `settings` sessions keep those that are not in them."""
     database = Database(
         url,
         application_name=application_name,
         size_max=connections,
         command_timeout_seconds=_PATIENCE_SECONDS,
-        settings=_SESSION,
+        settings=settings,
     )
     await database.open()
     try:

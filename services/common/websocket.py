@@ -15,7 +15,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.common.auth import Claims, TokenVerifier, require
 from services.common.errors import DomainError, not_found
-from services.common.http import AnyOf, problem
+from services.common.http import AnyOf
+from services.common.http_response import problem
 
 _BEARER: Final = "bearer."
 _REASON_BYTES_MAX: Final = 123  # RFC 6455, section 5.5: a control frame's payload is 125 bytes, of which the code has 2

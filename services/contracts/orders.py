@@ -7,6 +7,7 @@ order as it stands afterwards. `order.placed` carries the whole order; every lat
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
+from operator import itemgetter
 from typing import Any
 
 
@@ -119,8 +120,9 @@ class Order:
 
 
 _ORDER_MEMBERS = tuple(f.name for f in fields(Order))
-_ITEM_MEMBERS = tuple(f.name for f in fields(Item))
-_ADJUSTMENT_MEMBERS = tuple(f.name for f in fields(Adjustment))
+_order_members = itemgetter(*_ORDER_MEMBERS)
+_item_members = itemgetter(*(f.name for f in fields(Item)))
+_adjustment_members = itemgetter(*(f.name for f in fields(Adjustment)))
 
 
 def apply(order: Order | None, event: Event) -> Order:
@@ -129,57 +131,60 @@ def apply(order: Order | None, event: Event) -> Order:
     An unknown type changes nothing but version, time and the header, so that an older fold can read a newer stream.
     Raises ValueError when `event` is not the next version.
     """
-    expected = 1 if order is None else order.version + 1
-    if event.version != expected:
-        raise ValueError(f"order {event.order_id}: event version {event.version} found, {expected} expected")
-    change, after = event.data["change"], event.data["after"]
-    if order is None:
-        if event.type != EventType.PLACED:
-            raise ValueError(f"order {event.order_id}: begins with {event.type}, not {EventType.PLACED}")
-        return _placed(change)
-    changed: dict[str, Any] = {
-        "version": event.version,
-        "updated_at": event.occurred_at,
-        "status": after["status"],
-        "payment_status": after["payment_status"],
-        "total_amount": after["total_amount"],
-        "expires_at": order.expires_at if after["status"] == OrderStatus.PENDING else None,
-    }
-    match event.type:
-        case EventType.CANCELLED:
-            changed["cancel_reason"] = change["cancel_reason"]
-        case EventType.SHIPPED:
-            # The event has what was given with this shipment; one without leaves the last there was.
-            changed["tracking"] = order.tracking if change["tracking"] is None else change["tracking"]
-            changed["items"] = _moved(order.items, change["items"], _shipped)
-        case EventType.RETURNED:
-            changed["items"] = _moved(order.items, change["items"], _returned)
-        case EventType.PAYMENT_CAPTURED:
-            changed["captured_amount"] = change["captured_amount"]
-        case EventType.REFUNDED:
-            changed["refunded_amount"] = change["refunded_amount"]
-        case _:
-            pass
-    return replace(order, **changed)
+    members = None if order is None else {name: getattr(order, name) for name in _ORDER_MEMBERS}
+    return Order(*_order_members(_after(members, event)))
 
 
 def fold(events: Iterable[Event]) -> Order:
     """The order that `events` (versions 1..n, in order) tell. ValueError when there are none or one is missing."""
-    order: Order | None = None
+    members: dict[str, Any] | None = None  # an Order for each event on the way would take most of the time
     for event in events:
-        order = apply(order, event)
-    if order is None:
+        members = _after(members, event)
+    if members is None:
         raise ValueError("an order has at least one event")
-    return order
+    return Order(*_order_members(members))
 
 
-def _placed(change: Mapping[str, Any]) -> Order:
-    members = {name: change[name] for name in _ORDER_MEMBERS}
-    members["items"] = tuple(Item(**{name: line[name] for name in _ITEM_MEMBERS}) for line in change["items"])
-    members["adjustments"] = tuple(
-        Adjustment(**{name: adjustment[name] for name in _ADJUSTMENT_MEMBERS}) for adjustment in change["adjustments"]
-    )
-    return Order(**members)
+def _after(members: dict[str, Any] | None, event: Event) -> dict[str, Any]:
+    """The members of the order after `event`; those before it are changed."""
+    expected = 1 if members is None else members["version"] + 1
+    if event.version != expected:
+        raise ValueError(f"order {event.order_id}: event version {event.version} found, {expected} expected")
+    change, after = event.data["change"], event.data["after"]
+    if members is None:
+        if event.type != EventType.PLACED:
+            raise ValueError(f"order {event.order_id}: begins with {event.type}, not {EventType.PLACED}")
+        return _placed(change)
+    members["version"] = event.version
+    members["updated_at"] = event.occurred_at
+    members["status"] = after["status"]
+    members["payment_status"] = after["payment_status"]
+    members["total_amount"] = after["total_amount"]
+    if after["status"] != OrderStatus.PENDING:
+        members["expires_at"] = None
+    match event.type:
+        case EventType.CANCELLED:
+            members["cancel_reason"] = change["cancel_reason"]
+        case EventType.SHIPPED:
+            # The event has what was given with this shipment; one without leaves the last there was.
+            if change["tracking"] is not None:
+                members["tracking"] = change["tracking"]
+            members["items"] = _moved(members["items"], change["items"], _shipped)
+        case EventType.RETURNED:
+            members["items"] = _moved(members["items"], change["items"], _returned)
+        case EventType.PAYMENT_CAPTURED:
+            members["captured_amount"] = change["captured_amount"]
+        case EventType.REFUNDED:
+            members["refunded_amount"] = change["refunded_amount"]
+        case _:
+            pass
+    return members
+
+
+def _placed(change: Mapping[str, Any]) -> dict[str, Any]:
+    items = tuple(Item(*_item_members(line)) for line in change["items"])
+    adjustments = tuple(Adjustment(*_adjustment_members(one)) for one in change["adjustments"])
+    return {**change, "items": items, "adjustments": adjustments}
 
 
 def _moved(

@@ -13,7 +13,8 @@ from uuid import UUID
 from prometheus_client import Counter
 
 from services.common import ids
-from services.common.db import Database, LockTimeoutError, Row, WriteConnection, retried
+from services.common.db import Database, Row, WriteConnection
+from services.common.db_errors import LockTimeoutError, retried
 from services.common.errors import DomainError, not_found
 from services.common.idempotency import key_reused
 from services.customers import personal

@@ -9,7 +9,8 @@ from uuid import UUID
 from prometheus_client import Counter
 
 from services.common import ids
-from services.common.db import Database, retried
+from services.common.db import Database
+from services.common.db_errors import retried
 from services.common.errors import DomainError
 from services.customers import personal
 from services.customers.domain import Profile

@@ -8,11 +8,13 @@ from uuid import UUID
 
 from fastapi import Request, Response
 
-from services.common import http, ids
+from services.common import ids
 from services.common.auth import Claims
-from services.common.db import TransientError
+from services.common.db_errors import TransientError
 from services.common.errors import DomainError, not_found, unavailable
-from services.common.http import JsonResponse, parsed_json, read_body, validated
+from services.common.http_conditional import etag, if_match_version, none_match
+from services.common.http_request import parsed_json, read_body, validated
+from services.common.http_response import JsonResponse
 from services.common.idempotency import HEADER, key_from, request_hash
 from services.common.openapi import JSON, MERGE_PATCH
 from services.common.resources import Resources
@@ -41,10 +43,10 @@ async def get_profile(request: Request, claims: Claims) -> Response:
     """GET /v1/me."""
     at = context(request)
     profile, answer = await reads.get_profile(at.database, at.cache, claims.user_id)
-    headers = {"ETag": http.etag(profile.version), "X-Cache": answer.outcome}
+    headers = {"ETag": etag(profile.version), "X-Cache": answer.outcome}
     if answer.outcome == "hit":
         headers["Age"] = str(int(answer.age_seconds))
-    if not http.none_match(request.headers.get("if-none-match"), profile.version):
+    if not none_match(request.headers.get("if-none-match"), profile.version):
         return Response(status_code=304, headers=headers)
     return JsonResponse(answers.profile_content(profile), headers=headers)
 
@@ -53,7 +55,7 @@ async def change_profile(request: Request, claims: Claims) -> Response:
     """PATCH /v1/me."""
     at = context(request)
     patch = validated(schemas.ProfilePatch, parsed_json(await read_body(request, media_types=(MERGE_PATCH, JSON))))
-    if_match = http.if_match_version(request.headers.get("if-match"))
+    if_match = if_match_version(request.headers.get("if-match"))
     if if_match is None:
         raise DomainError("if_match_missing", 428, 'Send If-Match with the version you have seen, for example "1".')
 
@@ -65,7 +67,7 @@ async def change_profile(request: Request, claims: Claims) -> Response:
         return profile
 
     profile = await at.writes.finish(written())
-    return JsonResponse(answers.profile_content(profile), headers={"ETag": http.etag(profile.version)})
+    return JsonResponse(answers.profile_content(profile), headers={"ETag": etag(profile.version)})
 
 
 async def erase_customer(request: Request, claims: Claims) -> Response:

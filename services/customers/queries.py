@@ -3,7 +3,8 @@
 from functools import partial
 from uuid import UUID
 
-from services.common.db import Database, retried
+from services.common.db import Database
+from services.common.db_errors import retried
 from services.common.errors import not_found
 from services.customers.domain import Address, Export, Profile, unwritten
 from services.customers.repository import (

@@ -3,9 +3,8 @@
 from typing import Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import JSONB
 
-from services.common.ids import SLICES
+from services.common import tables
 
 SCHEMA: Final = "customers"
 
@@ -49,15 +48,4 @@ addresses = sa.Table(
     comment="addresses, also those that are not used any more: orders may name them; an erasure deletes them",
 )
 
-invalidations = sa.Table(
-    "invalidations",
-    metadata,
-    sa.Column("shard", sa.SmallInteger, nullable=False, comment="the customer's"),
-    sa.Column("slice", sa.SmallInteger, nullable=False, comment="shard % 16: what one relay claims"),
-    sa.Column("position", sa.BigInteger, sa.Identity(always=True, cache=1), nullable=False),
-    sa.Column("keys", JSONB, nullable=False, comment="{prefix of a cache key: {id: the version that replaced it}}"),
-    sa.Column("created_at", sa.TIMESTAMP(timezone=True), nullable=False, server_default=sa.func.now()),
-    sa.PrimaryKeyConstraint("slice", "position", "shard"),
-    sa.CheckConstraint(f"slice = shard % {SLICES}", name="slice"),
-    comment="what caches have not been told yet is out of date; a row is deleted once they have",
-)
+invalidations = tables.invalidations(metadata, slice_is="shard % 16", shard_is="the customer's")

@@ -25,7 +25,7 @@ from starlette.types import Receive, Scope, Send
 
 from services.common import clock
 from services.common.errors import DomainError, invalid, not_found
-from services.common.http import problem
+from services.common.http_response import problem
 from services.common.log import configure
 from services.common.schemas import Body
 from services.common.settings import ProcessSettings

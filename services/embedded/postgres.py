@@ -26,15 +26,18 @@ _SOCKET_DIRECTORY_BYTES = 80  # sun_path holds 108 (104 on macOS) with "/.s.PGSQ
 _ORPHANS_SECONDS = 30  # a fast shutdown with its checkpoint
 ENVIRONMENT = {"LC_ALL": "C", "PATH": os.defpath}  # not ours: PGPORT and the like are meant for other servers
 
+# What a server of its own has, with lz4 besides, is infra/postgres/postgresql.conf.
 _FLAGS = {
     "listen_addresses": HOST,
     "max_connections": "100",  # every process's pool together, and a person with psql
     "shared_buffers": "256MB",  # holds the hot months of a demo, and fits a laptop
     "max_wal_size": "2GB",  # loading a million orders would else checkpoint all the time
+    "checkpoint_timeout": "15min",  # the first change of a page after each is logged whole (docs/capacity.md)
     "wal_level": "replica",  # backups and a reporting replica need it
     "max_slot_wal_keep_size": "2GB",  # a replica that is not started any more does not fill the disk
     "max_locks_per_transaction": "1024",  # one statement over all months locks each partition and its indexes
     "autovacuum_naptime": "5s",  # the outbox leaves thousands of dead rows a second
+    "autovacuum_vacuum_insert_scale_factor": "0.05",  # months mostly grow: freeze their pages while still in memory
     "TimeZone": "UTC",
     "log_timezone": "UTC",
     "shared_preload_libraries": "pg_stat_statements",  # the 20 ms of a statement are read there

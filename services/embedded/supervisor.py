@@ -38,6 +38,7 @@ class Stack:
     With `edge`, nginx before the processes; it is the machine's.
     What dies before it has lived for `healthy_seconds` is started ever later: who kills on purpose says less.
     With `replica` a second PostgreSQL follows the embedded one, for reports.
+    What is `lasting` takes longer to start, and less of the processor after a minute.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Stack:
         prepare: "Callable[[Stack], Awaitable[None]] | None" = None,
         durable: bool = True,
         replica: bool = False,
+        lasting: bool = False,
         healthy_seconds: float = HEALTHY_SECONDS,
     ) -> None:
         self.settings = settings
@@ -62,7 +64,7 @@ class Stack:
         if not settings.valkey_url:
             self._others.append(Valkey.of(settings))
         if not settings.kafka_url:
-            self._others.append(Kafka.of(settings))
+            self._others.append(Kafka.of(settings, lasting=lasting))
         self._processes = [
             ProcessPart(process, settings, self.addresses)
             for process in processes
@@ -101,9 +103,11 @@ class Stack:
         return self._children[name].pid
 
     def send_signal(self, name: str, number: signal.Signals) -> None:
-        """As `kill -number`: to stop a part for a while with SIGSTOP, or to end it."""
+        """As `kill -number`: to stop a part for a while with SIGSTOP, or to end it. One to be stopped has stopped."""
         if pid := self.pid(name):
             os.kill(pid, number)
+            if number == signal.SIGSTOP:  # a thread of it may answer until it has, see wait(2)
+                os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
 
     async def kill(self, name: str) -> None:
         """The part has died of SIGKILL; its restart is under way."""

@@ -9,13 +9,15 @@ from fastapi import FastAPI
 
 from services.common import clock
 from services.common.auth import TokenVerifier
-from services.common.db import Database, TransientError
+from services.common.db import Database
+from services.common.db_errors import TransientError
 from services.common.http import Application, build_app
 from services.common.server import serve
 from services.orders import queries
 from services.orders.endpoints import Context
 from services.orders.routes import ROUTES, SCOPES
 from services.orders.settings import OrdersSettings
+from services.orders.turns import Turns
 
 PROCESS = "orders-api"
 MONTHS_REFRESH_SECONDS = 5.0  # how soon ids of a month that was made just now are looked up
@@ -30,6 +32,7 @@ def create_app(settings: OrdersSettings, now: clock.Clock = clock.now) -> Applic
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         at = Context(PROCESS, settings, verifier, outbox="orders", now=now, replica=_replica(settings))
+        at.turns = Turns()
         at.expires_after, at.months_ahead = settings.pending_expires_after, settings.months_ahead
         at.reports_lag_max_seconds = settings.reports_lag_max_seconds
         async with at:

@@ -14,7 +14,8 @@ from prometheus_client import Counter
 
 from services.common import clock, ids
 from services.common.cached import Key as CacheKey
-from services.common.db import Database, LockTimeoutError, Refused, TransientError, retried
+from services.common.db import Database
+from services.common.db_errors import LockTimeoutError, Refused, TransientError, retried
 from services.common.errors import DomainError, not_found, unavailable
 from services.common.idempotency import key_reused
 from services.common.ids import OrderKey
@@ -24,15 +25,9 @@ from services.contracts.cache import INVENTORY, ORDER
 from services.contracts.orders import Adjustment, Event, EventType, Order, OrderStatus, apply
 from services.orders import domain, steps
 from services.orders.domain import Command, Part
-from services.orders.repository import (
-    CREATE_MONTH,
-    DELETE_KEYS,
-    DELETE_KEYS_BATCH,
-    LOCK,
-    PLACE,
-    REPLAY,
-    order_from,
-)
+from services.orders.place import PLACE
+from services.orders.repository import CREATE_MONTH, DELETE_KEYS, DELETE_KEYS_BATCH, LOCK, REPLAY, order_from
+from services.orders.turns import NoTurnError, Turns
 
 T = TypeVar("T")
 orders_placed_total = Counter("orders_placed_total", "Orders placed, replays not counted", ["currency"])
@@ -53,6 +48,7 @@ REFUSALS: Final[dict[str, tuple[int, str]]] = {
 }
 PRODUCT_CHANGED: Final = "product_changed"  # between reading a product and locking its stock: read it again
 OVERSELL_CHECK: Final = "ck_inventory_reserved_within_on_hand"
+CROWDED: Final = "Too many want the same stock, or the same order, just now."
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +107,7 @@ class Outcome:
 
 async def place_order(
     database: Database,
+    turns: Turns,
     placement: Placement,
     key: Key,
     *,
@@ -122,7 +119,8 @@ async def place_order(
 
     One statement, one commit, one round trip (READ COMMITTED); a replay two. Refusals, which store nothing: 409
     `product_unknown`, `product_inactive`, `currency_mismatch`, `price_changed`, `out_of_stock`, `request_in_progress`,
-    422 `amount_too_large`, `total_negative`, `key_reused`, 503 `unavailable`.
+    422 `amount_too_large`, `total_negative`, `key_reused`, 503 `unavailable`. The statement has its turn at what is
+    wanted most of it, and a connection only then; an answer that was given before is given again without one.
 
     What is charged, and whether the product is for sale at all, is what the product copy says at the commit.
     """
@@ -165,7 +163,11 @@ async def place_order(
     }
 
     async def once() -> Outcome:
-        rows = await judged(database.rows(PLACE, **values))
+        try:
+            async with turns.turn(line.product_id for line in placement.lines):
+                rows = await judged(database.rows(PLACE, **values))
+        except NoTurnError:
+            return await _replayed(database, order_key.shard, key, missing=unavailable(CROWDED))
         if not rows:
             return await _replayed(database, order_key.shard, key)
         event = Event(
@@ -289,7 +291,7 @@ async def judged(
                 "A request with this Idempotency-Key is still under way.",
                 headers={"Retry-After": "1"},
             ) from timeout
-        raise unavailable("Too many want the same stock, or the same order, just now.") from timeout
+        raise unavailable(CROWDED) from timeout
 
 
 async def _replayed(database: Database, shard: int, key: Key, *, missing: DomainError | None = None) -> Outcome:

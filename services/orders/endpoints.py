@@ -8,17 +8,13 @@ from uuid import UUID
 
 from fastapi import Request, Response
 
-from services.common import clock, cursors, http, ids
+from services.common import clock, cursors, ids
 from services.common.auth import Claims
-from services.common.db import TransientError
+from services.common.db_errors import TransientError
 from services.common.errors import DomainError, not_found, unavailable
-from services.common.http import (
-    JsonResponse,
-    parameters,
-    parsed_json,
-    read_body,
-    validated,
-)
+from services.common.http_conditional import etag, if_match_version
+from services.common.http_request import header, parameters, parsed_json, read_body, validated
+from services.common.http_response import CachedResponse, JsonResponse
 from services.common.idempotency import HEADER, key_from, request_hash
 from services.common.ids import OrderKey
 from services.common.resources import Resources
@@ -27,6 +23,7 @@ from services.orders import answers, commands, queries, reads, schemas, stock, s
 from services.orders.commands import Caller, Key, Line, Outcome, Placement
 from services.orders.domain import CancelReason, Command, Part
 from services.orders.queries import Position, Reader
+from services.orders.turns import Turns
 
 READ: Final = "orders:read"
 READ_ANY: Final = "orders:read:any"
@@ -41,6 +38,7 @@ Written = TypeVar("Written", Outcome, stock.Adjusted)
 class Context(Resources):
     """What the endpoints of this process work with."""
 
+    turns: Turns
     expires_after: timedelta
     months_ahead: int
     reports_lag_max_seconds: float
@@ -80,6 +78,7 @@ async def place_order(request: Request, claims: Claims) -> Response:
             at,
             commands.place_order(
                 at.database,
+                at.turns,
                 placement,
                 Key(claims.subject, key, request_hash("POST", request.scope["path"], content)),
                 now=at.now(),
@@ -100,8 +99,8 @@ async def get_order(request: Request, claims: Claims) -> Response:
         at.database,
         at.cache,
         ids.canonical_in_path(request.path_params["order_id"]),
-        _reader(claims),
-        where=lambda: _order_key(request, at),
+        None if READ_ANY in claims.scopes else claims.user_text,
+        asked=lambda: (_order_key(request, at), _reader(claims)),
         min_version=least,
     )
     version = answer.entry.version
@@ -112,10 +111,7 @@ async def get_order(request: Request, claims: Claims) -> Response:
             "The order has not reached that version.",
             extra={"current_version": version},
         )
-    headers = http.cached_headers(answer)
-    if not http.none_match(http.header(request, b"if-none-match"), version):
-        return Response(status_code=304, headers=headers)
-    return JsonResponse(answer.entry.body, headers=headers)
+    return CachedResponse(answer, header(request, b"if-none-match"))
 
 
 async def list_orders(request: Request, claims: Claims) -> Response:
@@ -202,7 +198,7 @@ async def get_inventory(request: Request, _: Claims) -> Response:
     """GET /v1/inventory/{product_id}."""
     at = context(request)
     answer = await reads.get_stock(at.database, at.cache, _product_id(request))
-    return JsonResponse(answer.entry.body, headers=http.cached_headers(answer))
+    return CachedResponse(answer)
 
 
 async def adjust_stock(request: Request, claims: Claims) -> Response:
@@ -222,7 +218,7 @@ async def adjust_stock(request: Request, claims: Claims) -> Response:
             ),
         )
     )
-    headers = {"ETag": http.etag(adjusted.version), **({"Idempotency-Replayed": "true"} if adjusted.replayed else {})}
+    headers = {"ETag": etag(adjusted.version), **({"Idempotency-Replayed": "true"} if adjusted.replayed else {})}
     content = answers.render_stock(
         ids.to_text(product_id), on_hand=adjusted.on_hand, reserved=adjusted.reserved, version=adjusted.version
     )
@@ -285,7 +281,7 @@ async def _command(
                 Caller(claims.user_id, f"{'staff' if staff else 'user'}:{claims.user_id}", any_owner=staff),
                 Key(claims.subject, key, request_hash("POST", request.scope["path"], content)),
                 parts=parts,
-                if_match=http.if_match_version(request.headers.get("if-match")),
+                if_match=if_match_version(request.headers.get("if-match")),
                 now=at.now(),
                 traceparent=request.state.traceparent,
             ),
@@ -302,7 +298,7 @@ async def _followed(at: Context, write: Awaitable[Written]) -> Written:
 
 
 def _answer(outcome: Outcome, *, status_code: int, headers: dict[str, str]) -> Response:
-    headers["ETag"] = http.etag(outcome.order.version)
+    headers["ETag"] = etag(outcome.order.version)
     if outcome.replayed:
         headers["Idempotency-Replayed"] = "true"
     return JsonResponse(answers.render_order(outcome.order), status_code=status_code, headers=headers)

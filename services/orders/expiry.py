@@ -9,7 +9,8 @@ from prometheus_client import Counter, Gauge
 from services.common import ids
 from services.common.after_commit import AfterCommit
 from services.common.cached import Key
-from services.common.db import Database, LockTimeoutError, Refused, Row
+from services.common.db import Database, Row
+from services.common.db_errors import LockTimeoutError, Refused
 from services.common.errors import DomainError
 from services.common.ids import OrderKey
 from services.orders import domain, steps

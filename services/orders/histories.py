@@ -29,6 +29,16 @@ async def months_of(connection: WriteConnection) -> list[datetime]:
     return [row["month"] for row in rows]
 
 
+async def orders_expected(connection: WriteConnection) -> int:
+    """About how many orders there are, by the statistics of their partitions."""
+    orders: int = await connection.fetchval(
+        "SELECT coalesce(sum(greatest(c.reltuples, 0)), 0)::bigint FROM orders.months m"
+        " JOIN pg_class c ON c.relname = m.partition AND c.relnamespace = 'orders'::regnamespace"
+        " WHERE m.parent = 'orders'"
+    )
+    return orders
+
+
 async def as_of(connection: WriteConnection) -> datetime | None:
     """All that was committed by then can be read here; None on a primary, where that is now.
 
@@ -103,11 +113,11 @@ class History:
         """Where its row, and where its lines, are not what `order` tells, column by column."""
         told = order_row(self.order_id, order)
         lines = {line["line_no"]: line for line in item_rows(told, order)}
-        found = {row["line_no"]: dict(row) for row in self.items}
+        found = {row["line_no"]: dict(row.items()) for row in self.items}
         if self.row is None:
             differing = ["there is no row for its events"]
         else:
-            differing = _unlike({**self.row, "adjustments": orjson.loads(self.row["adjustments"])}, told)
+            differing = _unlike({**dict(self.row.items()), "adjustments": orjson.loads(self.row["adjustments"])}, told)
         if found == lines:
             return differing, []
         return differing, [

@@ -8,18 +8,17 @@ alarm is false while orders are placed.
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
-from multiprocessing import get_context
 from typing import Final, TypeVar
 from uuid import UUID
 
-from services.common import ids, log
+from services.common import ids
+from services.common.crew import Tell, shared
 from services.common.db import Row, WriteConnection
 from services.common.snapshots import Snapshots, unhurried_database
-from services.orders.histories import UNFOLDABLE, Page, Pages, Progress, months_of, silent
+from services.orders.histories import UNFOLDABLE, Page, Pages, Progress, months_of, orders_expected, silent
 from services.orders.recount import DRIFT_OF_DAY, ROLLUPS
 from services.orders.rules import INVARIANTS, Invariant, Scope
 from services.orders.tables import PARTITIONED
@@ -27,6 +26,7 @@ from services.orders.tally import Settling, in_turns
 from services.orders.verdicts import SHOWN_MAX, Found, Report, Verdict, Violation, none_yet
 
 T = TypeVar("T")
+Done = Callable[[int, int], None]  # so much of how much is done
 NAME: Final = "orders verify"
 TURN_LINES: Final = 10_000  # of the products that are judged in one snapshot
 
@@ -45,35 +45,34 @@ async def verify(database_url: str, *, jobs: int = 1, share: float = 1.0, progre
     found = Found(none_yet(INVARIANTS))
     async with unhurried_database(database_url, NAME, connections=jobs) as database:
         async with database.session() as connection:
-            months = await months_of(connection)
+            months, expected = await months_of(connection), await orders_expected(connection)
         crew = [Snapshots(database, share=share / jobs) for _ in range(jobs)]
         settling = await crew[0].read(Settling.begin)
-        total, done = len(months) + 3, 0
-
-        def shown(what: str) -> None:
-            progress(what, done, total)
-
-        async for judged in _judge_months(crew[0], database_url, months, jobs, share, shown):
-            done += 1
-            found.merge(judged)
+        await _judge_months(database_url, months, jobs, share, found, _rated(progress, expected))
         products = await crew[0].read(partial(settling.products, found.tally))
-        shown("stock")
         turns = [(turn,) for turn in in_turns(products, TURN_LINES)]
-        await _judge_others(crew, Scope.PRODUCTS, turns, found.verdicts)
+        await _judge_others(crew, Scope.PRODUCTS, turns, found.verdicts, partial(progress, "stock"))
         days = await crew[0].read(partial(settling.days, found.tally))
-        done += 1
-        shown("sums of days")
-        await _judge_days(crew, days, found.verdicts)
-        done += 1
-        shown("tables")
-        await _judge_others(crew, Scope.TABLE, [()], found.verdicts)
+        await _judge_days(crew, days, found.verdicts, partial(progress, "sums of days"))
+        await _judge_others(crew, Scope.TABLE, [()], found.verdicts, partial(progress, "tables"))
         await crew[0].read(partial(_count_tables, found.verdicts))
         found.repeated += sum(snapshots.repeated for snapshots in crew)
     return Report(tuple(found.verdicts.values()), settling.replica_at, found.repeated)
 
 
+def _rated(progress: Progress, expected: int) -> Tell:
+    """Shows how many orders have been looked at, of about so many, and how many that is a second."""
+    started = time.perf_counter()
+
+    def shown(orders: int) -> None:
+        rate = orders / (time.perf_counter() - started)
+        progress(f"{rate:,.0f} orders/s", orders, max(expected, orders))
+
+    return shown
+
+
 async def _judge_days(
-    crew: Sequence[Snapshots], days: Sequence[tuple[object, ...]], verdicts: Mapping[str, Verdict]
+    crew: Sequence[Snapshots], days: Sequence[tuple[object, ...]], verdicts: Mapping[str, Verdict], done: Done
 ) -> None:
     """The sums of each day, in a snapshot each; the time is with the first of them."""
 
@@ -83,11 +82,15 @@ async def _judge_days(
             verdicts[f"{row['rollup']}_is_sum"].add([Violation(row["id"], row["detail"])])
         verdicts[f"{ROLLUPS[0]}_is_sum"].seconds += time.perf_counter() - started
 
-    await _shared(crew, days, judge)
+    await _shared(crew, days, judge, done)
 
 
 async def _judge_others(
-    crew: Sequence[Snapshots], scope: Scope, givens: Sequence[tuple[object, ...]], verdicts: Mapping[str, Verdict]
+    crew: Sequence[Snapshots],
+    scope: Scope,
+    givens: Sequence[tuple[object, ...]],
+    verdicts: Mapping[str, Verdict],
+    done: Done,
 ) -> None:
     """The invariants of this scope for each set of parameters; each statement in a snapshot of its own."""
 
@@ -98,69 +101,48 @@ async def _judge_others(
         verdicts[invariant.name].seconds += time.perf_counter() - started
 
     judged = [invariant for invariant in INVARIANTS if invariant.scope is scope]
-    await _shared(crew, [(invariant, given) for given in givens for invariant in judged], judge)
+    await _shared(crew, [(invariant, given) for given in givens for invariant in judged], judge, done)
 
 
-async def _shared(crew: Sequence[Snapshots], works: Iterable[T], do: Callable[[Snapshots, T], Awaitable[None]]) -> None:
+async def _shared(
+    crew: Sequence[Snapshots], works: Sequence[T], do: Callable[[Snapshots, T], Awaitable[None]], done: Done
+) -> None:
     """All is done, by whoever of the crew is free."""
-    left = iter(works)
+    left = iter(enumerate(works))
 
     async def take(snapshots: Snapshots) -> None:
-        for work in left:
+        for number, work in left:
+            done(number, len(works))
             await do(snapshots, work)
 
     await asyncio.gather(*(take(snapshots) for snapshots in crew))
 
 
 async def _judge_months(
-    snapshots: Snapshots,
-    url: str,
-    months: Sequence[datetime],
-    jobs: int,
-    share: float,
-    progress: Callable[[str], None],
-) -> AsyncIterator[Found]:
-    if jobs == 1:
-        for month in months:
-            yield await _judge_month(snapshots, month, progress)
-        return
-    loop = asyncio.get_running_loop()
-    progress(f"{len(months)} months in {jobs} processes")
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:  # a forked event loop does not work
-        for judged in asyncio.as_completed(
-            [loop.run_in_executor(pool, _judge_month_apart, url, month, share / jobs) for month in months]
-        ):
-            yield await judged
-            progress(f"{len(months)} months in {jobs} processes")
+    url: str, months: Sequence[datetime], jobs: int, share: float, found: Found, shown: Tell
+) -> None:
+    """All orders have been judged, a month at a time."""
+    work = [(url, month, share / jobs) for month in months]
+    async for judged in shared(NAME, _judge_month, work, jobs=jobs, sums=1, progress=shown):
+        found.merge(judged)
 
 
-def _judge_month_apart(url: str, month: datetime, share: float) -> Found:
-    """In a process of its own, where no loop runs yet."""
-
-    async def judged() -> Found:
-        async with unhurried_database(url, NAME) as database:
-            snapshots = Snapshots(database, share=share)
-            found = await _judge_month(snapshots, month, lambda _: None)
-            found.repeated = snapshots.repeated
-            return found
-
-    log.configure(NAME)
-    return asyncio.run(judged())
-
-
-async def _judge_month(snapshots: Snapshots, month: datetime, progress: Callable[[str], None]) -> Found:
-    """What there is to say of the orders of a month, each page of them in one snapshot."""
+async def _judge_month(url: str, month: datetime, share: float, tell: Tell) -> Found:
+    """What there is to say of the orders of a month, each page of them in one snapshot; each is told to be done."""
     found = Found(none_yet(invariant for invariant in INVARIANTS if invariant.scope is Scope.PAGE))
     rows: dict[str, int] = defaultdict(int)
     pages = Pages(month)
-    while not pages.over:
-        page, violations = await snapshots.read(partial(_read_page, pages))
-        for name, (told, seconds) in violations.items():
-            found.verdicts[name].add(told)
-            found.verdicts[name].seconds += seconds
-        _judge_folds(page, found, rows)
-        pages.turn(page)
-        progress(f"{month:%Y-%m}, {rows['orders']:,} orders")
+    async with unhurried_database(url, NAME) as database:
+        snapshots = Snapshots(database, share=share)
+        while not pages.over:
+            page, violations = await snapshots.read(partial(_read_page, pages))
+            for name, (told, seconds) in violations.items():
+                found.verdicts[name].add(told)
+                found.verdicts[name].seconds += seconds
+            _judge_folds(page, found, rows)
+            pages.turn(page)
+            tell(len(page.histories))
+        found.repeated = snapshots.repeated
     for invariant in INVARIANTS:
         if invariant.scope is Scope.PAGE:
             found.verdicts[invariant.name].rows = rows[invariant.rows]

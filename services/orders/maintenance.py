@@ -12,9 +12,10 @@ from functools import partial
 import structlog
 from prometheus_client import Counter, Gauge
 
-from services.common import caches, clock, log, metrics
+from services.common import caches, clock, log, metrics, process
 from services.common.after_commit import AfterCommit
-from services.common.db import Database, LockTimeoutError, TransientError
+from services.common.db import Database
+from services.common.db_errors import LockTimeoutError, TransientError
 from services.common.errors import DomainError
 from services.common.outbox import Wake
 from services.common.process import until_stopped
@@ -124,4 +125,4 @@ def main() -> None:
     settings = OrdersSettings()
     log.configure(PROCESS, settings.log_level)
     metrics.serve(PROCESS, settings.host, settings.metrics_port)
-    asyncio.run(run(settings))
+    process.run(run(settings))

@@ -1,4 +1,4 @@
-"""What orders keep of others' events. One function applies one batch of one partition, in one transaction."""
+"""What orders keep of others' events. One function applies one batch of one topic, in one transaction."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

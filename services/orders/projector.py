@@ -5,11 +5,10 @@ sold it adds up in the rollups. Settings, one database, one consumer, one functi
 docs/consuming.md.
 """
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from services.common import caches, log, metrics
+from services.common import caches, log, metrics, process
 from services.common.after_commit import AfterCommit
 from services.common.consumer import Consumer
 from services.common.db import Database
@@ -62,4 +61,4 @@ def main() -> None:
     settings = OrdersSettings()
     log.configure(PROCESS, settings.log_level)
     metrics.serve(PROCESS, settings.host, settings.metrics_port)
-    asyncio.run(run(settings))
+    process.run(run(settings))

@@ -17,24 +17,22 @@ async def get_order(
     database: Database,
     cache: Cache | None,
     order_id: str,
-    reader: Reader,
+    owner: str | None,
     *,
-    where: Callable[[], OrderKey],
+    asked: Callable[[], tuple[OrderKey, Reader]],
     min_version: int,
 ) -> Answer:
     """The answer of the order with that ULID text; a cached one has `min_version`, one from the database may be older.
 
-    404 `not_found` when it is missing or not the reader's. One round trip to the cache, or up to three and the
-    database's, which alone needs to know `where` it is, and refuses what can be nowhere.
+    404 `not_found` when it is missing or not `owner`'s (None: anybody's will do). One round trip to the cache, or up to
+    three and the database's, which alone is `asked` where it is and who reads, and refuses what can be nowhere.
     """
 
     async def load() -> Entry | None:
-        order = await queries.get_order(database, where(), reader)
+        order = await queries.get_order(database, *asked())
         return None if order is None else Entry(order.user_id, order.version, answers.render_order(order))
 
-    owner = None if reader.any_owner else str(reader.user_id)
-    found = Key(ORDER, order_id)
-    return await read_through(cache, found, load, reader=owner, min_version=min_version)
+    return await read_through(cache, Key(ORDER, order_id), load, reader=owner, min_version=min_version)
 
 
 async def get_stock(database: Database, cache: Cache | None, product_id: UUID) -> Answer:

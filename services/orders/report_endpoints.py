@@ -7,7 +7,8 @@ from fastapi import Request, Response
 
 from services.common import clock, cursors, ids
 from services.common.auth import Claims
-from services.common.http import JsonResponse, parameters
+from services.common.http_request import parameters
+from services.common.http_response import JsonResponse
 from services.orders import report_schemas, reports, summaries
 from services.orders.endpoints import context
 from services.orders.summaries import Filters

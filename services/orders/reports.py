@@ -13,7 +13,8 @@ import structlog
 from prometheus_client import Counter
 
 from services.common import clock
-from services.common.db import Database, LockTimeoutError, Row, Statement, TransientError
+from services.common.db import Database, Row, Statement
+from services.common.db_errors import LockTimeoutError, TransientError
 from services.common.errors import DomainError, unavailable
 from services.orders.repository import statement
 from services.orders.sales import SALES

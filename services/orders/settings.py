@@ -20,13 +20,16 @@ class OrdersSettings(ApiSettings):
         default=5.0, gt=0, description="how often maintenance looks for orders that have waited long enough for payment"
     )
     summaries_interval_seconds: float = Field(
-        default=30.0, gt=0, description="how often maintenance refreshes the order summaries"
+        default=30.0,
+        gt=0,
+        description="how often maintenance refreshes the order summaries, as long as that takes a tenth of it",
     )
     summaries_window: timedelta = Field(
         default=timedelta(hours=24),
         ge=timedelta(0),
         le=timedelta(days=31),
-        description="how young orders are that the summaries show besides the open ones: so that a refresh takes 3 s",
+        description="how young orders are that the summaries show besides the open ones: so that a refresh takes 3 s."
+        " Make it smaller when order_summaries_interval_seconds is above the interval",
     )
     replica_url: str = Field(
         default="", description="libpq URL of a streaming replica, its user orders_reports; empty: no reports"

@@ -13,7 +13,8 @@ from services.common import clock, ids
 from services.common.after_commit import AfterCommit
 from services.common.cached import Key
 from services.common.clock import Clock
-from services.common.db import Database, Refused, WriteConnection
+from services.common.db import Database, WriteConnection
+from services.common.db_errors import Refused
 from services.common.handle import PoisonError
 from services.common.ids import OrderKey
 from services.common.inbox import Arrival, Verdict, arrival

@@ -14,8 +14,9 @@ from services.common.ids import OrderKey
 from services.common.invalidations import keys_of
 from services.contracts.orders import Event, Order, apply
 from services.orders import domain
+from services.orders.advance import ADVANCE
 from services.orders.domain import Step
-from services.orders.repository import ADVANCE, ALL_EVENTS, GET_EVENTS, order_from
+from services.orders.repository import ALL_EVENTS, GET_EVENTS, order_from
 
 NOTHING: Final[Mapping[str, Any]] = {}
 

@@ -10,7 +10,8 @@ from prometheus_client import Counter
 
 from services.common import ids
 from services.common.cached import Key as CacheKey
-from services.common.db import Database, Row, TransientError, retried
+from services.common.db import Database, Row
+from services.common.db_errors import TransientError, retried
 from services.common.errors import not_found
 from services.common.idempotency import key_reused
 from services.common.money import AMOUNT_MAX

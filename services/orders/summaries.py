@@ -14,16 +14,18 @@ from prometheus_client import Gauge, Histogram
 
 from services.common import clock
 from services.common.db import Database, Row
-from services.common.errors import unavailable
+from services.common.db_errors import LockTimeoutError, TransientError
+from services.common.errors import DomainError, unavailable
 from services.orders.repository import statement
 
 # The server ends a transaction after 30 s (common/db), so it has ended when its lease runs out: whoever held it, alive,
 # frozen or dead, no two refreshes ever overlap.
 LEASE: Final = timedelta(seconds=35)
+TIMES: Final = 10  # as long as it took, from the begin of a refresh to that of the next: it has a tenth of the time
 PAUSE_SECONDS_MIN: Final = 1.0  # between two looks at whether somebody has to
 REFRESH_TIMEOUT_SECONDS: Final = 20.0  # a refresh is to take 3 s
 WALKED_MAX: Final = 5_000  # rows looked at for one page: beyond that the page is short and has a cursor
-LATE_SECONDS: Final = 120.0  # four refreshes missed: readiness warns
+LATE_SECONDS: Final = 90.0  # that somebody should have refreshed them, and has not: readiness warns
 
 log = structlog.get_logger()
 refresh_seconds = Histogram(
@@ -33,20 +35,22 @@ refresh_seconds = Histogram(
 )
 summaries_rows = Gauge("order_summaries_rows", "Orders that the summaries show")
 summaries_age = Gauge("order_summaries_age_seconds", "How old the content of the order summaries is")
+summaries_spacing = Gauge(
+    "order_summaries_interval_seconds",
+    "Time between refreshes of the order summaries: longer than the setting when a refresh takes over a tenth of that",
+)
 
-# One row, by the database's clock. A lease of one's own, after a failure, may be taken again.
+# One row, by the database's clock.
 CLAIM = statement(
     "claim_summaries",
     """
 WITH claimed AS (
     UPDATE orders.summary_refresh SET holder = :holder, lease_until = now() + :lease
-    WHERE (lease_until IS NULL OR lease_until <= now() OR holder = :holder)
-      AND (as_of IS NULL OR as_of + :interval <= now())
+    WHERE (lease_until IS NULL OR lease_until <= now()) AND (due_at IS NULL OR due_at <= now())
     RETURNING TRUE AS mine
 )
-SELECT r.as_of, (SELECT mine FROM claimed) AS mine,
-       extract(epoch FROM greatest(r.lease_until, r.as_of + :interval) - now())::float8
-           AS due_in
+SELECT r.as_of, extract(epoch FROM r.due_at - r.as_of)::float8 AS spacing, (SELECT mine FROM claimed) AS mine,
+       extract(epoch FROM greatest(r.lease_until, r.due_at) - now())::float8 AS due_in
 FROM orders.summary_refresh r
 """,
 )
@@ -55,7 +59,8 @@ BEGIN_REFRESH = statement(
     "begin_summaries",
     """
 WITH patience AS MATERIALIZED (
-    SELECT set_config('statement_timeout', :timeout, TRUE), set_config('work_mem', '64MB', TRUE)
+    SELECT set_config('statement_timeout', :timeout, TRUE), set_config('work_mem', '64MB', TRUE),
+           set_config('client_connection_check_interval', '1s', TRUE)
 )
 UPDATE orders.summary_refresh SET as_of = now(), since = now() - :window, holder = NULL, lease_until = NULL
 FROM patience
@@ -65,6 +70,24 @@ RETURNING as_of
 )
 REFRESH = statement("refresh_summaries", "REFRESH MATERIALIZED VIEW CONCURRENTLY orders.order_summaries")
 COUNT = statement("count_summaries", "SELECT count(*) AS rows FROM orders.order_summaries")
+END_REFRESH = statement(
+    "end_summaries",
+    """
+UPDATE orders.summary_refresh SET due_at = as_of + greatest(:interval, :times * (clock_timestamp() - as_of))
+RETURNING as_of, extract(epoch FROM due_at - as_of)::float8 AS spacing,
+          extract(epoch FROM due_at - clock_timestamp())::float8 AS due_in
+""",
+)
+# After a failure, of which `due_at` says nothing. The lease began when it was taken, :lease before its end.
+LENGTHEN_LEASE = statement(
+    "lengthen_summaries_lease",
+    """
+UPDATE orders.summary_refresh r
+SET lease_until = greatest(r.lease_until, taken.at + :times * (clock_timestamp() - taken.at))
+FROM (SELECT lease_until - :lease AS at FROM orders.summary_refresh) taken
+WHERE r.holder = :holder AND r.lease_until > clock_timestamp()
+""",
+)
 
 # Index: order_id, or (status, order_id), read in order until the page or `walked` is full. One row of NULLs when the
 # page is empty. `last_walked` is where to go on when the page is short.
@@ -90,8 +113,13 @@ LIST_SUMMARIES_BY_STATUS = statement(
     "list_summaries_by_status",
     _LIST.format(status="AND status >= :status AND status <= :status", order="status DESC,"),
 )
+# The previous release sets no `due_at`.
 GET_AS_OF = statement(
-    "get_summaries_as_of", "SELECT as_of, extract(epoch FROM now() - as_of)::float8 AS age FROM orders.summary_refresh"
+    "get_summaries_as_of",
+    """
+SELECT as_of, due_at, extract(epoch FROM now() - greatest(as_of, due_at))::float8 AS late
+FROM orders.summary_refresh
+""",
 )
 
 
@@ -116,26 +144,36 @@ class Page:
 
 
 async def refresh_when_due(database: Database, holder: str, *, interval: timedelta, window: timedelta) -> float:
-    """The summaries are at most `interval` old, or somebody refreshes them now; gives the seconds to wait for the next.
+    """If the summaries are due they are refreshed, unless somebody does it already; gives the seconds to the next look.
 
-    Of all processes that do this one refreshes at a time; `holder` is this one's name, anew for each start. They show
-    the orders of the last `window` and the open ones of before, as they were committed at `as_of`: a transaction at
-    REPEATABLE READ. Nobody who reads waits for it. When it fails, all stays as it was until somebody tries again.
+    They are due `interval` after their last refresh began, or TIMES as long as that took, whichever is later: the row
+    says when, for all processes. Of these one refreshes at a time; `holder` is this one's name, anew for each start.
+    They show the orders of the last `window` and the open ones of before, as they were committed at `as_of`: a
+    transaction at REPEATABLE READ. Nobody who reads waits for it. When it fails, all stays as it was until somebody
+    tries again: after LEASE, or TIMES as long as the failure took.
     TransientError, LockTimeoutError; DomainError when it took longer than REFRESH_TIMEOUT_SECONDS.
     """
-    (found,) = await database.rows(CLAIM, holder=holder, lease=LEASE, interval=interval)
-    as_of, due_in = found["as_of"], found["due_in"]
-    if found["mine"]:
-        started = time.perf_counter()
-        as_of = await _refresh(database, holder, window) or as_of
-        due_in = interval.total_seconds() - (time.perf_counter() - started)
+    (row,) = await database.rows(CLAIM, holder=holder, lease=LEASE)
+    if row["mine"]:
+        try:
+            refreshed = await _refresh(database, holder, interval, window)
+        except (TransientError, LockTimeoutError, DomainError):
+            await database.rows(LENGTHEN_LEASE, holder=holder, lease=LEASE, times=TIMES)
+            raise
+        if refreshed is None:
+            return PAUSE_SECONDS_MIN
+        _tell_spacing(row["spacing"] or 0.0, refreshed["spacing"], interval.total_seconds())
+        row = refreshed
+    as_of: datetime | None = row["as_of"]
     if as_of is not None:
-        summaries_age.set_function(lambda: time.time() - as_of.timestamp())
-    return max(due_in or 0.0, PAUSE_SECONDS_MIN)
+        seconds = as_of.timestamp()
+        summaries_age.set_function(lambda: time.time() - seconds)
+        summaries_spacing.set(row["spacing"])
+    return max(row["due_in"] or 0.0, PAUSE_SECONDS_MIN)
 
 
-async def _refresh(database: Database, holder: str, window: timedelta) -> datetime | None:
-    """As of when they are now; None when the lease has run out before it began."""
+async def _refresh(database: Database, holder: str, interval: timedelta, window: timedelta) -> Row | None:
+    """As of when they are now, and when they are due again; None when the lease has run out before it began."""
     started = time.perf_counter()
     async with database.transaction("repeatable_read") as connection:
         begun = await BEGIN_REFRESH.rows(
@@ -146,12 +184,22 @@ async def _refresh(database: Database, holder: str, window: timedelta) -> dateti
             return None
         await REFRESH.rows(connection)
         (counted,) = await COUNT.rows(connection)
-    as_of: datetime = begun[0]["as_of"]
+        (ended,) = await END_REFRESH.rows(connection, interval=interval, times=TIMES)
     summaries_rows.set(counted["rows"])
     seconds = time.perf_counter() - started
     refresh_seconds.observe(seconds)
-    log.info("summaries.refreshed", rows=counted["rows"], as_of=clock.to_text(as_of), seconds=round(seconds, 3))
-    return as_of
+    log.info(
+        "summaries.refreshed", rows=counted["rows"], as_of=clock.to_text(ended["as_of"]), seconds=round(seconds, 3)
+    )
+    return ended
+
+
+def _tell_spacing(before: float, now: float, wanted: float) -> None:
+    """Seconds from refresh to refresh: the log has when they become more than wanted, and when no more."""
+    if now > wanted >= before:
+        log.warning("summaries.spaced_out", seconds=round(now, 1), wanted=wanted, hint="a smaller summaries_window")
+    elif before > wanted >= now:
+        log.info("summaries.in_time", seconds=now)
 
 
 async def list_summaries(database: Database, filters: Filters, *, before: UUID | None, limit: int) -> Page:
@@ -186,8 +234,10 @@ async def get_warnings(database: Database) -> list[str]:
     (found,) = await database.rows(GET_AS_OF)
     if found["as_of"] is None:
         return ["the order summaries have not been made yet"]
-    if found["age"] > LATE_SECONDS:
-        return [f"the order summaries are of {clock.to_text(found['as_of'])}: orders-maintenance does not refresh them"]
+    if found["late"] > LATE_SECONDS:
+        due_at = clock.to_text(found["due_at"] or found["as_of"])
+        as_of = clock.to_text(found["as_of"])
+        return [f"the order summaries are of {as_of} and due since {due_at}: orders-maintenance does not refresh them"]
     return []
 
 

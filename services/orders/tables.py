@@ -7,8 +7,9 @@ from decimal import Decimal
 from typing import Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
+from services.common import tables
 from services.common.ids import SHARDS, SLICES
 from services.common.money import AMOUNT_MAX, PRICE_MAX
 from services.contracts.orders import OrderStatus, PaymentStatus
@@ -161,17 +162,8 @@ outbox = sa.Table(
     comment="events not yet on Kafka; the payload is read from order_events, a published row is deleted",
 )
 
-invalidations = sa.Table(
-    "invalidations",
-    metadata,
-    sa.Column("shard", sa.SmallInteger, nullable=False, comment="the order's; of an adjustment, its product's"),
-    sa.Column("slice", sa.SmallInteger, nullable=False, comment="shard % 16: what one relay claims"),
-    sa.Column("position", sa.BigInteger, sa.Identity(always=True, cache=1), nullable=False),
-    sa.Column("keys", JSONB, nullable=False, comment="{prefix of a cache key: {id: the version that replaced it}}"),
-    sa.Column("created_at", timestamptz, nullable=False, server_default=sa.func.now()),
-    sa.PrimaryKeyConstraint("slice", "position", "shard"),
-    sa.CheckConstraint(f"slice = shard % {SLICES}", name="slice"),
-    comment="what caches have not been told yet is out of date; a row is deleted once they have",
+invalidations = tables.invalidations(
+    metadata, slice_is="shard % 16", shard_is="the order's; of an adjustment, its product's"
 )
 
 idempotency_keys = sa.Table(
@@ -232,19 +224,7 @@ inventory_movements = sa.Table(
     comment="adjustments of stock by hand, and their idempotency keys; orders' effects are in their events",
 )
 
-inbox = sa.Table(
-    "inbox",
-    metadata,
-    sa.Column("consumer", sa.Text, nullable=False),
-    sa.Column("topic", sa.Text, nullable=False),
-    sa.Column("key", sa.Text, nullable=False),
-    sa.Column("last_version", sa.BigInteger, nullable=False),
-    sa.Column("updated_at", timestamptz, nullable=False),
-    sa.PrimaryKeyConstraint("consumer", "topic", "key"),
-    sa.CheckConstraint("last_version >= 1", name="last_version"),
-    comment="the last version of each key that a consumer has applied; rows unchanged for 30 days are removed",
-)
-sa.Index(None, inbox.c.updated_at)
+inbox = tables.inbox(metadata)
 
 products = sa.Table(
     "products",
@@ -268,6 +248,7 @@ summary_refresh = sa.Table(
     sa.Column("since", timestamptz, comment="orders made then or later are shown, of older ones the open"),
     sa.Column("holder", sa.Text, comment="host:pid:random of the process that refreshes, anew for each"),
     sa.Column("lease_until", timestamptz),
+    sa.Column("due_at", timestamptz, comment="from then on somebody has to refresh them"),
     sa.PrimaryKeyConstraint("one"),
     sa.CheckConstraint("one", name="one"),
     comment="one row: what orders.order_summaries shows, and who refreshes it now",
@@ -327,4 +308,21 @@ heartbeat = sa.Table(
     sa.PrimaryKeyConstraint("one"),
     sa.CheckConstraint("one", name="one"),
     comment="one row, written by orders-maintenance every few seconds",
+)
+
+seeds = sa.Table(
+    "seeds",
+    metadata,
+    sa.Column("seed", sa.BigInteger, nullable=False, autoincrement=False),
+    sa.Column("upto", timestamptz, nullable=False, comment="nothing of it happened later"),
+    sa.Column("month_count", sa.Integer, nullable=False),
+    sa.Column("order_count", sa.BigInteger, nullable=False),
+    sa.Column("product_count", sa.Integer, nullable=False),
+    sa.Column("stock_each", sa.BigInteger, nullable=False),
+    sa.Column("currencies", ARRAY(sa.Text), nullable=False),
+    sa.Column(
+        "loaded", ARRAY(sa.Date), nullable=False, server_default="{}", comment="the months whose orders are there"
+    ),
+    sa.PrimaryKeyConstraint("seed"),
+    comment="what `orders seed` was asked for, and how much of it there is",
 )

@@ -8,9 +8,11 @@ import structlog
 from fastapi import Request, Response
 from prometheus_client import Counter
 
-from services.common.db import Database, TransientError, retried
+from services.common.db import Database
+from services.common.db_errors import TransientError, retried
 from services.common.errors import DomainError, invalid, not_found, unavailable
-from services.common.http import JsonResponse, read_body
+from services.common.http_request import read_body
+from services.common.http_response import JsonResponse
 from services.payments import callbacks, commands, queries
 
 log = structlog.get_logger()

@@ -40,6 +40,7 @@ _TYPES: Final[Mapping[str, sa.types.TypeEngine[Any]]] = {
     "created_ats": ARRAY(sa.TIMESTAMP(timezone=True)),
     "shards": ARRAY(sa.SmallInteger()),
     "shown_max": sa.Integer(),
+    "provider": sa.Text(),
 }
 # An operator's session: no haste, and plans for the month at hand.
 _UNHURRIED: Final = """
@@ -146,7 +147,7 @@ _ASKED: Final = db.statement(
     "reconcile_asked",
     """
 SELECT p.* FROM payments.payments p
-WHERE p.created_at >= :since AND p.updated_at < :settled_before AND p.reference IS NOT NULL
+WHERE p.created_at >= :since AND p.updated_at < :settled_before AND p.reference IS NOT NULL AND p.provider = :provider
 """,
     _TYPES,
 )
@@ -268,7 +269,7 @@ async def _of_ledger(
             elif (difference := _difference(standing, ours.get(standing.order_id), settled_before)) is not None:
                 yield Finding(LEDGER, standing.order_id, difference)
     # Clocks differ: what was asked for just then may be of before `since` there.
-    for row in await database.rows(_ASKED, since=since + grace, settled_before=settled_before):
+    for row in await database.rows(_ASKED, since=since + grace, settled_before=settled_before, provider=provider.name):
         payment = payment_from(row)
         if payment.order_id not in reference_of:
             yield Finding(LEDGER, payment.order_id, f"it has no payment {payment.reference}; ours is {payment.status}")

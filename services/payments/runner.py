@@ -14,7 +14,8 @@ import structlog
 from prometheus_client import Counter, Histogram
 
 from services.common.breaker import Breaker, BreakerOpenError
-from services.common.db import Database, LockTimeoutError, TransientError
+from services.common.db import Database
+from services.common.db_errors import LockTimeoutError, TransientError
 from services.common.errors import DomainError
 from services.contracts.payments import PaymentEventType
 from services.payments import commands

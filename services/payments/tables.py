@@ -7,9 +7,8 @@ from enum import StrEnum
 from typing import Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import JSONB
 
-from services.common.ids import SLICES
+from services.common import tables
 from services.common.money import AMOUNT_MAX
 from services.contracts.payments import PaymentState
 from services.payments.domain import StepKind, StepState
@@ -121,34 +120,6 @@ steps = sa.Table(
     comment="what a provider is to be asked; those that are done are kept 30 days, those it refused for ever",
 )
 
-outbox = sa.Table(
-    "outbox",
-    metadata,
-    sa.Column("slice", sa.SmallInteger, nullable=False, comment="the order's shard % 16: what one relay claims"),
-    sa.Column("position", sa.BigInteger, sa.Identity(always=True, cache=1), nullable=False),
-    sa.Column("aggregate_id", sa.Uuid, nullable=False, comment="the order"),
-    sa.Column("version", sa.BigInteger, nullable=False),
-    sa.Column("event_id", sa.Uuid, nullable=False),
-    sa.Column("type", sa.Text, nullable=False),
-    sa.Column("data", JSONB, nullable=False),
-    sa.Column("actor", sa.Text, nullable=False),
-    sa.Column("traceparent", sa.Text),
-    sa.Column("occurred_at", timestamptz, nullable=False),
-    sa.PrimaryKeyConstraint("slice", "position"),
-    sa.CheckConstraint(f"slice BETWEEN 0 AND {SLICES - 1}", name="slice"),
-    comment="events not yet on Kafka; a published row is deleted",
-)
+outbox = tables.outbox(metadata, slice_is="the order's shard % 16", aggregate="the order")
 
-inbox = sa.Table(
-    "inbox",
-    metadata,
-    sa.Column("consumer", sa.Text, nullable=False),
-    sa.Column("topic", sa.Text, nullable=False),
-    sa.Column("key", sa.Text, nullable=False),
-    sa.Column("last_version", sa.BigInteger, nullable=False),
-    sa.Column("updated_at", timestamptz, nullable=False),
-    sa.PrimaryKeyConstraint("consumer", "topic", "key"),
-    sa.Index(None, "updated_at"),
-    sa.CheckConstraint("last_version >= 1", name="last_version"),
-    comment="the last version of each key that a consumer has applied; rows unchanged for 30 days are removed",
-)
+inbox = tables.inbox(metadata)

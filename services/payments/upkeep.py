@@ -9,7 +9,8 @@ import structlog
 from prometheus_client import Counter, Gauge
 
 from services.common import clock
-from services.common.db import Database, LockTimeoutError, TransientError
+from services.common.db import Database
+from services.common.db_errors import LockTimeoutError, TransientError
 from services.common.errors import DomainError
 from services.payments import commands, queries
 from services.payments.intake import INBOX

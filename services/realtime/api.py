@@ -27,7 +27,7 @@ PROCESS = "realtime-gateway"
 def create_app(settings: RealtimeSettings, topic: str = ORDERS_TOPIC) -> WithSockets:
     """The application; its lifespan follows `topic`."""
     verifier = TokenVerifier(settings.issuer_url, settings.audience)
-    orders = Service("orders-api", settings.orders_url)
+    orders = Service("orders-api", settings.orders_url, for_users=True)
     status = Status([url for url in settings.metrics_urls.split(",") if url])
     hub = Hub()
 

@@ -31,7 +31,7 @@ class Backlog:
         self._orders = orders
 
     async def page(self, order_id: str, *, token: str, after_version: int) -> Page:
-        """The next events after `after_version`. 404 `not_found`, 401, 403 as orders-api says; 503: ask again."""
+        """The next events after `after_version`. 404 `not_found`, 401, 403 as orders-api says; 503, 429: ask again."""
         try:
             content = await self._orders.get(
                 f"/v1/orders/{order_id}/events",

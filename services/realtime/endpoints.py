@@ -9,7 +9,8 @@ from services.common.auth import Claims
 from services.common.breaker import Breaker, degraded
 from services.common.errors import not_found, unavailable
 from services.common.follower import Follower
-from services.common.http import JsonResponse, if_changed
+from services.common.http_conditional import if_changed
+from services.common.http_response import JsonResponse
 from services.common.websocket import Close, Connection
 from services.realtime.backlog import Backlog
 from services.realtime.hub import Hub

@@ -6,7 +6,7 @@ import orjson
 from pydantic import Field
 
 from services.common.errors import DomainError, invalid
-from services.common.http import parsed_json, validated
+from services.common.http_request import parsed_json, validated
 from services.common.openapi import problem_content
 from services.common.schemas import VERSION_MAX, Body, Ulid
 from services.realtime.hub import Frame

@@ -18,6 +18,7 @@ from services.realtime.hub import Frame, Hub, LiveEvent
 from services.realtime.sequence import Sequence
 
 PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX = 0.1, 5.0  # between tries while orders-api cannot answer
+LIMITED_SECONDS_MAX: Final = 60.0  # it is asked again, whatever Retry-After a 429 has
 FAULT: Final = "This is our fault, and it has been logged."
 
 log = structlog.get_logger()
@@ -197,7 +198,9 @@ class Subscriber:
             try:
                 page = await self._backlog.page(order_id, token=self._connection.token, after_version=before)
             except DomainError as error:
-                if error.status != 503:
+                if error.status == 429:
+                    pause = max(pause, _limited_seconds(error))
+                elif error.status != 503:
                     self._refused(order_id, sequence, error)
                     continue
             else:
@@ -285,6 +288,12 @@ class Subscriber:
             await changed.wait()
             changed.clear()
         return self._ending
+
+
+def _limited_seconds(error: DomainError) -> float:
+    """How long a user who has asked too much is not to ask."""
+    told = error.headers.get("Retry-After", "")
+    return min(float(told), LIMITED_SECONDS_MAX) if told.isdecimal() else 0.0
 
 
 def _owner(event: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import structlog
 
-from services.common import caches, log, metrics, publisher
+from services.common import caches, log, metrics, process, publisher
 from services.common.db import Database
 from services.common.outbox import Alarm
 from services.common.process import until_stopped
@@ -63,6 +63,7 @@ async def relaying(
             kafka_url=settings.kafka_url,
             client_id=PROCESS,
             rows_per_slice=settings.batch_rows_per_slice,
+            gather_seconds=settings.gather_seconds,
             poll_seconds_min=settings.poll_seconds_min,
             poll_seconds_max=settings.poll_seconds_max,
         ).run()
@@ -113,4 +114,4 @@ def main() -> None:
     settings = RelaySettings()
     log.configure(PROCESS, settings.log_level)
     metrics.serve(PROCESS, settings.host, settings.metrics_port)
-    asyncio.run(until_stopped(run(settings)))
+    process.run(until_stopped(run(settings)))

@@ -5,41 +5,44 @@ aggregate is only written after n has committed, so reading a slice in position 
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from operator import itemgetter
 from uuid import UUID
 
 import structlog
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter as Metric
+from prometheus_client import Histogram
 
 from services.common.breaker import Breaker
-from services.common.db import Database, LockTimeoutError, Row, TransientError
+from services.common.db import Database, Row
+from services.common.db_errors import LockTimeoutError, TransientError
 from services.common.errors import DomainError
 from services.common.metrics import BUCKETS_SECONDS
-from services.common.outbox import Alarm
+from services.common.outbox import Alarm, Ring
 from services.common.publisher import BATCH_BYTES_MAX, LeftAloneError, Publisher, TooLargeError
 from services.common.stream import Message, StreamError, UnpublishableError
 from services.relay.leases import Lease, Leases
 from services.relay.outbox import Outbox
 
 PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX = 0.1, 1.0  # between tries while Kafka or PostgreSQL is away
-LANES = 2  # of slices, each published by itself: while one waits for PostgreSQL, the other encodes
+LANES = 2  # of slices, while there is a backlog: while one waits for PostgreSQL, the other encodes
 
 log = structlog.get_logger()
-outbox_published_total = Counter("outbox_published_total", "Events acknowledged by Kafka", ["outbox"])
+outbox_published_total = Metric("outbox_published_total", "Events acknowledged by Kafka", ["outbox"])
 outbox_publish_delay_seconds = Histogram(
     "outbox_publish_delay_seconds",
     "From the event's time to Kafka's acknowledgement",
     ["outbox"],
     buckets=BUCKETS_SECONDS,
 )
-outbox_parked_total = Counter("outbox_parked_total", "Rows this relay has parked", ["outbox"])
-relay_failures_total = Counter("relay_failures_total", "Sessions that failed, by the part that did", ["outbox", "part"])
+outbox_parked_total = Metric("outbox_parked_total", "Rows this relay has parked", ["outbox"])
+relay_failures_total = Metric("relay_failures_total", "Sessions that failed, by the part that did", ["outbox", "part"])
 
 
 class Relay:
-    """Publishes what it holds the lease of. Woken by `alarm`; after work it polls by itself for a while.
+    """Publishes what it holds the lease of. Woken by `alarm`; after rows that no writer has called for it polls.
 
     `kafka` is the breaker that all outboxes of the process share: while it is open one of them tries, once a window.
     """
@@ -55,6 +58,7 @@ class Relay:
         kafka_url: str,
         client_id: str,
         rows_per_slice: int,
+        gather_seconds: float,
         poll_seconds_min: float,
         poll_seconds_max: float,
     ) -> None:
@@ -65,6 +69,7 @@ class Relay:
         self._alarm = alarm
         self._kafka, self._kafka_url, self._client_id = kafka, kafka_url, client_id
         self._rows_per_slice = rows_per_slice
+        self._gather_seconds = gather_seconds
         self._poll_seconds_min, self._poll_seconds_max = poll_seconds_min, poll_seconds_max
         self._batch_bytes_max = BATCH_BYTES_MAX
 
@@ -82,9 +87,7 @@ class Relay:
                 ) as publisher:
                     pause = PAUSE_SECONDS_MIN
                     self._leases.want(self._lease, True)
-                    async with asyncio.TaskGroup() as lanes:
-                        for lane in range(LANES):
-                            lanes.create_task(self._publish_lane(publisher, lane))
+                    await self._publish_all(publisher)
             except Exception as failed:  # of this outbox, whatever it is: the others go on
                 error = failed.exceptions[0] if isinstance(failed, ExceptionGroup) else failed
                 self._leases.want(self._lease, False)
@@ -103,20 +106,54 @@ class Relay:
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, PAUSE_SECONDS_MAX)
 
-    async def _publish_lane(self, publisher: Publisher, lane: int) -> None:
-        """Publish the slices of `lane` until something fails."""
-        pause: float | None = self._poll_seconds_min
+    async def _publish_all(self, publisher: Publisher) -> None:
+        """Publish whatever comes, until something fails. What comes soon after a read waits for the next."""
+        clock = asyncio.get_running_loop().time
+        pause: float | None = None  # new slices ring
         while True:
-            if await self._publish_once(publisher, lane) or await self._alarm.wait(pause):
+            ring = await self._alarm.wait(pause)
+            next_at = clock() + self._gather_seconds
+            found = await self._publish_waiting(publisher)
+            if ring is Ring.CALLED:
+                pause = None  # whoever writes the next row calls again
+            elif found:  # and no call was heard: Valkey is away, or one was lost
                 pause = self._poll_seconds_min
             elif pause is not None:  # and later whoever looks at all outboxes rings
                 pause = pause * 2 if pause * 2 < self._poll_seconds_max else None
+            await asyncio.sleep(next_at - clock())
 
-    async def _publish_once(self, publisher: Publisher, lane: int) -> int:
-        """The next rows of every slice are on Kafka and gone from the outbox, or parked; gives how many."""
-        slices = [number for number in self._lease.slices() if number % LANES == lane]
+    async def _publish_waiting(self, publisher: Publisher) -> bool:
+        """All that waited is published: all slices at once, in lanes as long as there is more. Whether any did."""
+        found = False
+        while rows := await self._publish_once(publisher):
+            found = True
+            if not self._is_full(rows):
+                break
+            await self._publish_backlog(publisher)
+        return found
+
+    async def _publish_backlog(self, publisher: Publisher) -> None:
+        """Publish in lanes until one of them has caught up."""
+        over = asyncio.Event()
+
+        async def publish(lane: int) -> None:
+            while not over.is_set() and self._is_full(await self._publish_once(publisher, lane)):
+                pass
+            over.set()
+
+        async with asyncio.TaskGroup() as lanes:
+            for lane in range(LANES):
+                lanes.create_task(publish(lane))
+
+    def _is_full(self, rows: Sequence[Row]) -> bool:
+        """Whether a slice may have more than was read."""
+        return max(Counter(row["slice"] for row in rows).values(), default=0) >= self._rows_per_slice
+
+    async def _publish_once(self, publisher: Publisher, lane: int | None = None) -> Sequence[Row]:
+        """The next rows of every slice (of `lane`) are on Kafka and gone from the outbox, or parked; gives them."""
+        slices = [number for number in self._lease.slices() if lane in {None, number % LANES}]
         if not slices:
-            return 0
+            return ()
         self._lease.under_way |= set(slices)
         try:
             rows = await self._database.rows(self._outbox.read, slices=slices, rows=self._rows_per_slice)
@@ -128,7 +165,7 @@ class Relay:
                 await self._park(unsendable)  # last: what stands before them is gone
         finally:
             self._lease.under_way -= set(slices)
-        return len(sendable) + len(unsendable)
+        return rows
 
     async def _publish(self, publisher: Publisher, sendable: Sequence[tuple[Row, Message]]) -> None:
         try:

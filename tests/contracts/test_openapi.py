@@ -20,6 +20,7 @@ from services.cli.openapi import Api
 from services.common import http
 from services.common.errors import DomainError
 from services.common.http import Route
+from services.common.http_request import validated
 from services.common.openapi import Described, Operation, document
 from services.customers import routes as customers
 from services.orders import routes as orders
@@ -256,7 +257,7 @@ def test_every_body_has_an_example_that_the_endpoint_takes(served: Served) -> No
             continue
         schema = served.description.document["components"]["schemas"][route.operation.body.__name__]
         for example in schema["examples"]:
-            http.validated(route.operation.body, example)
+            validated(route.operation.body, example)
 
 
 def test_what_the_schema_of_a_body_refuses_the_endpoint_refuses_too(description: Description) -> None:
@@ -278,7 +279,7 @@ def test_what_the_schema_of_a_body_refuses_the_endpoint_refuses_too(description:
     for body in bad:
         assert not validator.is_valid(body), body
         with pytest.raises(DomainError):
-            http.validated(schemas.PlaceOrderBody, body)
+            validated(schemas.PlaceOrderBody, body)
 
 
 def test_what_the_schema_of_an_adjustment_refuses_the_endpoint_refuses_and_nothing_else(
@@ -298,10 +299,10 @@ def test_what_the_schema_of_an_adjustment_refuses_the_endpoint_refuses_and_nothi
     ):
         assert validator.is_valid(body) == good, body
         if good:
-            http.validated(schemas.AdjustStockBody, body)
+            validated(schemas.AdjustStockBody, body)
         else:
             with pytest.raises(DomainError):
-                http.validated(schemas.AdjustStockBody, body)
+                validated(schemas.AdjustStockBody, body)
 
 
 def test_a_scope_nobody_described_is_refused() -> None:

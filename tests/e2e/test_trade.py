@@ -1,9 +1,6 @@
 """Real trade through every process: Northwind, and UCI's invoices with all their quirks; then all copies agree."""
 
-import asyncio
 import json
-import os
-import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from decimal import Decimal
@@ -26,8 +23,8 @@ from services.embedded.supervisor import Stack
 from services.orders.invariants import verify
 from services.orders.rebuild import rebuild
 from tests.datasets import trade_data
+from tests.e2e.loadtests import command_line
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 RUN_SECONDS = 60.0
 
 
@@ -61,31 +58,13 @@ async def all_agrees_afterwards(stack: Stack) -> AsyncIterator[None]:
     assert (rebuilt.written, rebuilt.left) == (0, [])
 
 
-async def command_line(stack: Stack, *arguments: str) -> tuple[int, str]:
-    """Exit code and output of `python -m loadtests.trade` in the stack's home."""
-    home = {"ORDERS_HOME": str(stack.settings.home), "ORDERS_PORT_BASE": str(stack.settings.port_base)}
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "loadtests.trade", *arguments),
-        cwd=CHECKOUT,
-        env=os.environ | home,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    try:
-        output, _ = await asyncio.wait_for(process.communicate(), RUN_SECONDS)
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    return process.returncode or 0, output.decode()
-
-
 async def test_all_of_northwind_comes_to_the_cent_and_a_second_run_places_nothing_twice(
     stack: Stack, data: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "report.json"
     for replayed in (0, 830):
-        code, output = await command_line(stack, "northwind", "--data", str(data), "--run", "e2e", "--json", str(file))
+        told_to = ("northwind", "--data", str(data), "--run", "e2e", "--json", str(file))
+        code, output = await command_line(stack, "trade", *told_to, seconds=RUN_SECONDS)
         assert code == 0, output
         assert "1,330,735.45 USD" in output
         told: dict[str, Any] = json.loads(file.read_text())

@@ -97,5 +97,8 @@ class Stepped:
     async def invalidate(self, versions: Mapping[Key, int], *, spare: bool = False) -> None:
         return await self.actor.step("invalidate", lambda: self.store.invalidate(versions, spare=spare))
 
+    def give_up(self) -> None:
+        """Nobody's deadline passes while it waits for its turn."""
+
     async def close(self) -> None:
         """The store belongs to all."""

@@ -105,6 +105,9 @@ class SteppedStore:
         if self.world.own:
             await writer.step("learn", nothing)
 
+    def give_up(self) -> None:
+        """Nobody's deadline passes while it waits for its turn."""
+
     async def close(self) -> None:
         """The store belongs to all."""
 

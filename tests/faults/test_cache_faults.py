@@ -11,6 +11,7 @@ from memcachio.errors import ServerError
 from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 
+from services.common.breaker import Breaker
 from services.common.cache import Cache, breaker
 from services.common.cache_memcached import stored
 from services.common.cached import Answer, Entry, Key
@@ -124,6 +125,16 @@ async def test_frozen_and_thawed_with_what_was_replaced_meanwhile(server: Server
         await eventually(shop.relayed, "the relay's invalidation")
         await shop.reads_are_right()
         await eventually(shop.hit, "a hit again")
+
+
+async def test_who_waits_behind_a_call_that_had_no_answer_in_time_is_told_at_once(server: Server | Memcached) -> None:
+    async with shop_at(server.url) as shop:
+        waiting = Shop(server.url)
+        waiting.cache = Cache(shop.cache._store, Breaker("patient", deadline_seconds=100 * BOUND_SECONDS))
+        server.freeze()
+        reading = asyncio.create_task(waiting.read())
+        assert (await shop.read()).outcome == "bypass"
+        assert (await reading).outcome == "bypass"  # and not only after its own deadline, which is beyond its bound
 
 
 async def test_what_it_had_before_an_outage_is_not_believed_by_who_has_seen_it(server: Server | Memcached) -> None:

@@ -24,6 +24,7 @@ from tests.consuming import Group
 from tests.faults.conftest import SEED, environment
 from tests.faults.products import WITNESS
 from tests.faults.waiting import eventually
+from tests.freezing import freeze
 from tests.product_events import new_product_id, publish, told
 
 Owner: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
@@ -156,7 +157,7 @@ async def _freeze_in_a_transaction(owner: Owner, projectors: Projectors, catalog
         return int(count) == 2
 
     await eventually(both_wait, "both have a transaction open", every=0.005)
-    second.send_signal(signal.SIGSTOP)
+    freeze(second.pid)
     await transaction.rollback()
     await locked.close()
     try:

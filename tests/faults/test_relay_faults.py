@@ -32,6 +32,7 @@ from tests.consuming import Group
 from tests.faults.conftest import SEED, environment
 from tests.faults.topic import read_topic
 from tests.faults.waiting import eventually
+from tests.freezing import freeze
 
 Owner: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 ORDERS = 60  # of each writer
@@ -124,17 +125,18 @@ class Relays:
         await eventually(shared, f"{len(wanted)} relays share the slices", seconds=20, every=0.05)
         return time.monotonic() - started
 
-    async def all_wait_to_delete(self) -> None:
-        """Each has published a batch that it cannot delete."""
-
-        async def waiting() -> bool:
-            found: int = await self.owner.fetchval(
+    async def all_wait_to_delete(self) -> bool:
+        """Each has published a batch that it cannot delete. False when that is not so for a second."""
+        deadline = time.monotonic() + 1
+        while time.monotonic() < deadline:
+            found = await self.owner.fetchval(
                 "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'outbox-relay'"
                 " AND query LIKE '%DELETE FROM orders.outbox%' AND cardinality(pg_blocking_pids(pid)) > 0"
             )
-            return found == len(self.living)
-
-        await eventually(waiting, "every relay waits to delete", every=0.01)
+            if found == len(self.living):
+                return True
+            await asyncio.sleep(0.01)
+        return False
 
 
 @asynccontextmanager
@@ -173,15 +175,20 @@ class Applied:
 async def _freeze_at_the_worst_moment(relays: Relays, chosen: asyncio.subprocess.Process) -> None:
     """All relays have published and wait to delete; `chosen` is frozen there and loses its connections."""
     blocking = await asyncpg.connect(relays.stack.addresses.postgres)
-    transaction = blocking.transaction()
-    await transaction.start()
-    await blocking.execute("LOCK TABLE orders.outbox IN SHARE MODE")
-    await relays.all_wait_to_delete()
-    chosen.send_signal(signal.SIGSTOP)
+
+    async def caught() -> bool:
+        await blocking.execute("BEGIN; LOCK TABLE orders.outbox IN SHARE MODE")
+        if await relays.all_wait_to_delete():
+            return True
+        await blocking.execute("ROLLBACK")  # one had nothing to publish just then, and nobody can write any more
+        return False
+
+    await eventually(caught, "every relay waits to delete")
+    freeze(chosen.pid)
     await relays.owner.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'outbox-relay'"
     )
-    await transaction.rollback()
+    await blocking.execute("ROLLBACK")
     await blocking.close()
 
 

@@ -11,6 +11,7 @@ from typing import Protocol
 from services.embedded.polling import until
 from services.embedded.valkey import Valkey
 from tests.conftest import free_port
+from tests.freezing import freeze
 
 
 @dataclass
@@ -50,7 +51,7 @@ class Server:
     def freeze(self) -> None:
         """It runs no more, and keeps its connections."""
         assert self.process is not None
-        self.process.send_signal(signal.SIGSTOP)
+        freeze(self.process.pid)
 
     def thaw(self) -> None:
         """It goes on."""

@@ -58,6 +58,16 @@ async def test_up_down_and_up_again_leaves_no_drift(empty_url: str) -> None:
     await connection.close()
 
 
+async def test_summaries_made_before_they_had_a_due_time_are_due_since_then(
+    owner: "Connection", database_url: str
+) -> None:
+    configuration = migrate.configuration(database_url)
+    await asyncio.to_thread(command.downgrade, configuration, "0012")
+    as_of = await owner.fetchval("UPDATE orders.summary_refresh SET as_of = now() RETURNING as_of")
+    await asyncio.to_thread(migrate.upgrade, database_url)
+    assert await owner.fetchval("SELECT due_at FROM orders.summary_refresh") == as_of
+
+
 async def test_two_migrations_at_once_do_what_one_does(empty_url: str) -> None:
     process = "import sys; from services.cli import migrate; migrate.upgrade(sys.argv[1])"
     running = [await asyncio.create_subprocess_exec(sys.executable, "-c", process, empty_url) for _ in range(2)]

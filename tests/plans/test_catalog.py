@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 
+from loadtests.explain import Explain
 from services.catalog import queries, repository
 from services.catalog.settings import CatalogSettings
 from services.common import clock, ids
 from services.common.db import Statement
 from tests.catalog import Catalogue, new_product_id, opened_catalogue
-from tests.plans.conftest import Explain
 from tests.plans.proxy import counting_proxy
 
 if TYPE_CHECKING:
@@ -64,12 +64,6 @@ async def test_putting_touches_one_product_by_primary_key_and_writes_its_event(
     assert plan.rows_read() == (1 if there else 0)
     (written,) = (n for n in plan.nodes() if n["Node Type"] == "ModifyTable" and n["Relation Name"] == "outbox")
     assert written["Actual Rows"] == 1
-
-
-async def test_getting_reads_one_row_by_primary_key(explain: Explain, products: list[uuid.UUID]) -> None:
-    plan = await explain(repository.GET_PRODUCT, product_id=products[1000])
-    assert plan.indexes("products") == {"pk_products"}
-    assert plan.rows_read() == 1
 
 
 ALL: dict[str, Any] = {"active": True, "currency": None, "price_from": None, "price_to": None}
@@ -173,11 +167,3 @@ async def test_search_reads_by_its_indexes_and_compares_no_more_than_the_candida
 async def test_of_a_question_that_narrows_nothing_no_index_is_read_from_end_to_end(explain: Explain, q: str) -> None:
     plan = await explain(repository.SEARCH, **SEARCHED, q=q)
     assert plan.rows_read() == 0
-
-
-async def test_locking_for_a_bulk_reads_its_products_by_primary_key(
-    explain: Explain, products: list[uuid.UUID]
-) -> None:
-    plan = await explain(repository.LOCK_PRODUCTS, product_ids=products[100:600])
-    assert plan.indexes("products") == {"pk_products"}
-    assert plan.rows_read() == 500

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 
+from loadtests.explain import Explain
 from services.common import clock, ids
 from services.customers import repository
 from services.customers.personal import Destination, Person, sealed
 from services.customers.settings import CustomersSettings
 from tests.customers import ADDRESSES, Customers, opened_customers, path_of
-from tests.plans.conftest import Explain
 from tests.plans.proxy import counting_proxy
 
 if TYPE_CHECKING:
@@ -68,38 +68,6 @@ async def test_writing_a_profile_touches_one_row_and_tells_of_it(
     assert plan.indexes("profiles") <= {"pk_profiles"}
     (written,) = (n for n in plan.nodes() if n["Node Type"] == "ModifyTable" and n["Relation Name"] == "invalidations")
     assert written["Actual Rows"] == 1
-
-
-@pytest.mark.parametrize(
-    ("statement", "rows"),
-    [
-        (repository.GET_PROFILE, 1),
-        (repository.LOCK_CUSTOMER, 1),
-        (repository.GET_HELD, OF_ONE + 1),
-        (repository.LIST_ADDRESSES, OF_ONE),
-        (repository.EXPORT, OF_ONE + 1),
-        (repository.DELETE_ADDRESSES, OF_ONE),
-    ],
-    ids=lambda value: getattr(value, "name", value),
-)
-async def test_a_customers_own_rows_are_read_by_an_index_and_no_others(
-    explain: Explain, user_id: uuid.UUID, statement: Any, rows: int
-) -> None:
-    plan = await explain(statement, **write(user_id))
-    assert not plan.node_types() & {"Seq Scan"}
-    assert plan.indexes("profiles") <= {"pk_profiles"}
-    assert plan.indexes("addresses") <= {"pk_addresses", "uq_addresses_user_id_key"}
-    assert plan.rows_read() == rows
-
-
-@pytest.mark.parametrize("statement", [repository.GET_ADDRESS, repository.RETIRE_ADDRESS], ids=lambda s: s.name)
-async def test_one_address_is_found_by_its_primary_key(
-    explain: Explain, user_id: uuid.UUID, owner: "Connection", statement: Any
-) -> None:
-    address_id = await owner.fetchval("SELECT address_id FROM customers.addresses WHERE user_id = $1 LIMIT 1", user_id)
-    plan = await explain(statement, **write(user_id) | {"address_id": address_id})
-    assert plan.indexes("addresses") == {"pk_addresses"}
-    assert plan.rows_read() == 1
 
 
 async def test_round_trips_are_few_and_known(

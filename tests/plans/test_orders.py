@@ -12,12 +12,14 @@ import asyncpg
 import httpx
 import pytest
 
+from loadtests.explain import Explain
 from services.common import clock, ids
 from services.contracts.orders import OrderStatus
 from services.orders import queries, repository
+from services.orders.advance import ADVANCE
+from services.orders.place import PLACE
 from services.orders.repository import ALL_EVENTS
 from services.orders.settings import OrdersSettings
-from tests.plans.conftest import Explain
 from tests.plans.proxy import counting_proxy
 from tests.shop import Shop, opened_shop
 
@@ -144,7 +146,7 @@ async def placement(owner: "Connection", *, lines: int = 3, key: str = "k") -> d
 
 @pytest.mark.usefixtures("ten_years")
 async def test_placing_reads_by_primary_key_and_writes_each_table(explain: Explain, owner: "Connection") -> None:
-    plan = await explain(repository.PLACE, **await placement(owner))
+    plan = await explain(PLACE, **await placement(owner))
     assert plan.scanned() == set()
     assert plan.indexes("products") == {"pk_products"}
     assert plan.indexes("inventory") == {"pk_inventory"}
@@ -231,7 +233,7 @@ async def test_commands_lock_and_change_one_partition_by_primary_key(
         occurred_at=clock.now(),
     )
     advance = await explain(
-        repository.ADVANCE,
+        ADVANCE,
         **key._asdict(),
         slice=key.shard % 16,
         status="shipped",
@@ -287,22 +289,6 @@ async def test_what_has_expired_is_found_among_those_that_wait_and_nowhere_else(
     assert lock.partitions("orders") == {f"orders_{history[0].created_at:%Y_%m}"}
     assert lock.indexes("orders_2") <= {*NAMES_AN_ORDER, "_expires_at_idx"}
     assert lock.rows_read() <= 1
-
-
-async def test_a_replay_reads_one_partition_by_primary_key(
-    explain: Explain, owner: "Connection", history: list[ids.OrderKey]
-) -> None:
-    key = history[-1]
-    await owner.execute(
-        "INSERT INTO orders.idempotency_keys (shard, subject, key, request_hash, resource, version, created_at)"
-        " SELECT $1, 's', 'k' || n, 'h', $2, 1, now() FROM generate_series(1, 2000) n",
-        *(key.shard, key.order_id),
-    )
-    plan = await explain(repository.REPLAY, shard=key.shard, subject="s", key="k7")
-    assert plan.partitions("order_events") == {f"order_events_{key.created_at:%Y_%m}"}
-    assert plan.indexes("order_events") == {"_pkey"}
-    assert plan.indexes("idempotency_keys") == {"pk_idempotency_keys"}
-    assert not plan.node_types() & DEAR
 
 
 @pytest.mark.usefixtures("ten_years")

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import asyncpg
 import pytest
 
+from loadtests.explain import Explain
 from services.common import clock, ids
 from services.common.ids import OrderKey
 from services.payments import repository
-from tests.plans.conftest import Explain
 
 if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]
@@ -57,38 +57,14 @@ async def test_claiming_reads_what_is_due_and_nothing_that_is_done_or_waits(
     assert keys
 
 
-async def test_a_payment_is_locked_in_one_partition(explain: Explain, keys: list[OrderKey]) -> None:
-    key = keys[1]
-    plan = await explain(
-        repository.LOCK_PAYMENTS, order_ids=[key.order_id], created_ats=[key.created_at], shards=[key.shard]
-    )
-    assert plan.partitions("payments") == {f"payments_{key.created_at:%Y_%m}"}
-    assert plan.indexes("payments_2") == {"_pkey"}
-    assert plan.rows_read() <= 2
-
-
-INDEXES = {
-    "HASTEN_STEP": {"pk_steps"},
-    "GET_STEPS": {"pk_steps"},
-    "OLDEST_DUE": {"ix_steps_due_at"},
-    "DELETE_STEPS": {"ix_steps_ended_at"},
-}
-
-
-@pytest.mark.parametrize("name", INDEXES)
-async def test_steps_are_found_by_an_index(
-    explain: Explain, keys: list[OrderKey], owner: "Connection", name: str
+async def test_forgetting_reads_only_the_steps_that_ended_long_ago(
+    explain: Explain, keys: list[OrderKey], owner: "Connection"
 ) -> None:
     await owner.execute(
         "UPDATE payments.steps SET ended_at = now() - interval '40 days' WHERE order_id = $1 AND number = 1",
         keys[1].order_id,
     )
-    values: dict[str, object] = {
-        "order_id": keys[0].order_id,
-        "shard": keys[0].shard,
-        "older_than": clock.now() - timedelta(days=30),
-    }
-    plan = await explain(getattr(repository, name), **values)
+    plan = await explain(repository.DELETE_STEPS, older_than=clock.now() - timedelta(days=30))
     assert plan.scanned() == set()
-    assert plan.indexes("steps") == INDEXES[name]
+    assert plan.indexes("steps") == {"ix_steps_ended_at"}
     assert plan.rows_read() <= 4

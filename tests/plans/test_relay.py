@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Final
 import asyncpg
 import pytest
 
+from loadtests.explain import Explain
 from services.common import clock, ids
 from services.relay.invalidations import INVALIDATIONS, Invalidations
 from services.relay.leases import beating
 from services.relay.outbox import SLICES, Outbox
 from services.relay.outboxes import CATALOG, ORDERS, OUTBOXES, PAYMENTS, Queue, looking, observing
-from tests.plans.conftest import Explain
 from tests.plans.test_orders import plant
 
 if TYPE_CHECKING:

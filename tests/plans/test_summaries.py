@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from loadtests.explain import Explain
 from services.common import clock
 from services.common.db import SESSION
 from services.orders.summaries import LIST_SUMMARIES, LIST_SUMMARIES_BY_STATUS
-from tests.plans.conftest import Explain
 
 if TYPE_CHECKING:
     import asyncpg

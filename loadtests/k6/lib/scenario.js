@@ -39,6 +39,7 @@ const arriving = (steps, startTime) => ({
 
 export const scenarios = {
   ...(warmSeconds > 0 && { warmup: arriving([{ target: perMinute(1), duration: warmSeconds }], 0) }),
+  ...(__ENV.LOAD_MARK && { mark: { executor: "per-vu-iterations", exec: "mark", startTime: `${warmSeconds}s` } }),
   [name]: arriving(
     stages.map(({ share, times }) => ({ target: perMinute(times), duration: share * seconds })),
     warmSeconds,

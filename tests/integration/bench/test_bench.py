@@ -15,13 +15,15 @@ import pytest
 
 from loadtests.bench import __main__ as bench
 from loadtests.bench import api, database, machine, numbered, pgbench
+from loadtests.bench.loaded import ORDER_LINES
 from loadtests.bench.measure import Result, VoidError
 from loadtests.bench.rows import PROGRAMS, ROWS
-from loadtests.bench.stage import BUYER, OURS, UNCACHED, Stage, basket, opened
+from loadtests.bench.stage import BUYER, OURS, PRODUCTS, STOCK, UNCACHED, Stage, basket, opened
 from loadtests.bench.wrk import CONNECTIONS
 from services.common import clock, ids
 from services.embedded.supervisor import Stack
 from services.orders.queries import LIST_ORDERS
+from tests.conftest import with_database
 
 SERVERS = (OURS, UNCACHED, "bare", "idiomatic")
 
@@ -144,6 +146,11 @@ async def test_rows_of_the_database_run_and_compare_the_same_rows(
     assert found["key reads"].facts["bytes of a row"].keys() == {"uuid", "char(26)", "text", "bytea"}
     assert {name.partition(" ")[0] for name in found} == {"key", "partitions", "seed", "flatness"}
     assert found["seed"].phases[0].count == found["seed"].phases[1].count
+    commands = {name: found[f"flatness {name}"].facts["written"]["100 orders"]["events"] for name in ("cancel", "ship")}
+    of_100 = await stage.connected(with_database(stage.postgres_url, "bench_flat_100"))
+    assert await _row(of_100, "SELECT sum(version - 1) FROM orders.orders") == (sum(commands.values()),)
+    shipped = await _row(of_100, "SELECT sum(on_hand) FROM orders.inventory")
+    assert shipped == (PRODUCTS * STOCK - ORDER_LINES * commands["ship"],)
     for table in ("orders", "order_events"):
         single, parts = f"bench_single_12.{table}", f"bench_months_12.{table}"
         assert len(await connection.fetch(f"TABLE {single}")) == 120

@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import TypeAlias
 
 import orjson
@@ -147,24 +148,48 @@ async def test_callers_that_queue_for_a_turn_are_told_as_soon_as_it_opens(peer: 
     await service.aclose()
 
 
-async def test_what_a_service_refuses_opens_nothing() -> None:
-    refusal = b'{"code": "not_found", "status": 404, "detail": "No."}'
+@asynccontextmanager
+async def refusing(status: int, body: bytes, *, for_users: bool) -> AsyncIterator[Service]:
+    """A service that refuses everybody."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 404 x\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (len(refusal), refusal))
+        head = f"HTTP/1.1 {status} x\r\nContent-Length: {len(body)}\r\nRetry-After: 7\r\nConnection: close\r\n\r\n"
+        writer.write(head.encode() + body)
         writer.close()
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    service = Service(f"refusing-{secrets.token_hex(4)}", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
-    for _ in range(2 * calls.FAILURES):
-        error = await _refused(lambda: service.get("/", authorization="", parameters={}))
-        assert isinstance(error, DomainError)
-        assert error.code == "not_found"
-    assert service.breaker.state == "closed"
-    assert metric("breaker_failures_total", breaker=service.breaker.name) == 0
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    service = Service(f"refusing-{secrets.token_hex(4)}", url, for_users=for_users)
+    yield service
     await service.aclose()
     server.close()
+
+
+@pytest.mark.parametrize(("status", "for_users"), [(404, False), (429, True)])
+async def test_what_a_service_refuses_one_user_or_of_one_thing_opens_nothing(status: int, for_users: bool) -> None:
+    refusal = orjson.dumps({"code": "refused", "status": status, "detail": "No."})
+    async with refusing(status, refusal, for_users=for_users) as service:
+        for _ in range(2 * calls.FAILURES):
+            error = await _refused(lambda: service.get("/", authorization="", parameters={}))
+            assert isinstance(error, DomainError)
+            assert (error.code, error.status, error.headers) == ("refused", status, {"Retry-After": "7"})
+        assert service.breaker.state == "closed"
+        assert metric("breaker_failures_total", breaker=service.breaker.name) == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "for_users"),
+    [(b'{"code": "rate_limited", "status": 429, "detail": "No."}', False), (b"<html>a proxy's page", True)],
+    ids=["told by itself", "told by somebody before it"],
+)
+async def test_a_limit_of_the_caller_as_a_whole_opens_it(body: bytes, for_users: bool) -> None:
+    async with refusing(429, body, for_users=for_users) as service:
+        for _ in range(calls.FAILURES):
+            error = await _refused(lambda: service.get("/", authorization="", parameters={}))
+            assert isinstance(error, DomainError)
+            assert error.code == "unavailable"
+        assert service.breaker.state == "open"
 
 
 async def test_a_consumer_with_a_gap_catches_up_soon_after_the_service_is_back(

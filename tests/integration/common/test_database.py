@@ -5,7 +5,8 @@ import pytest
 from asyncpg.pool import PoolConnectionHolder
 
 from services.common import db
-from services.common.db import Database, TransientError
+from services.common.db import Database
+from services.common.db_errors import TransientError
 from tests.consuming import metric
 
 ONE = db.statement("test_one", "SELECT 1 AS one", {})

@@ -4,17 +4,20 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from itertools import count
+from pathlib import Path
 from typing import TypeAlias
 
 import asyncpg
 import pytest
 
 from services.common import db
-from services.common.db import Database, LockTimeoutError, TransientError
+from services.common.db import Database
+from services.common.db_errors import LockTimeoutError, TransientError
 from services.common.db_watch import ANSWER_SECONDS, FAILURES, LATE_SECONDS
 from tests.conftest import AsRole
 from tests.consuming import metric
 from tests.faults.waiting import eventually
+from tests.plans.proxy import CountingProxy, counting_proxy
 
 Owner: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
@@ -29,9 +32,9 @@ ONE = db.statement("test_one", "SELECT 1 AS one", {})
 class Watched(Database):
     """With a name of its own, so that its metrics are."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, connections_min: int = 1) -> None:
         self.name = next(_names)
-        super().__init__(url, application_name=self.name, size_max=4, name=self.name)
+        super().__init__(url, application_name=self.name, size_max=4, size_min=connections_min, name=self.name)
 
     def assert_never_opened(self) -> None:
         """Once open it is closed by a probe alone."""
@@ -50,11 +53,24 @@ async def database(database_url: str) -> AsyncIterator[Watched]:
 async def asked(owner: Owner, database: Watched) -> None:
     """The watch found something late, and has asked the server. (In a transaction `owner` would see no news.)"""
 
-    async def connected() -> bool:
-        found = "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1"
+    async def has_asked() -> bool:
+        found = "SELECT bool_or(query_start IS NOT NULL) FROM pg_stat_activity WHERE application_name = $1"
         return bool(await owner.fetchval(found, f"{database.name} watch"))
 
-    await eventually(connected, "the watch has asked")
+    await eventually(has_asked, "the watch has asked")
+
+
+async def connected(owner: Owner, database: Watched, *, since: int = 0) -> int:
+    """The process of the connection that the watch has and has asked nothing on; another than `since`."""
+    found = "SELECT pid FROM pg_stat_activity WHERE application_name = $1 AND query_start IS NULL AND pid <> $2"
+
+    async def pid() -> int | None:
+        made: int | None = await owner.fetchval(found, f"{database.name} watch", since)
+        return made
+
+    made = await eventually(pid, "the watch has a connection")
+    assert made is not None
+    return made
 
 
 @pytest.mark.parametrize(
@@ -119,3 +135,45 @@ async def test_a_server_that_has_too_many_connections_answers(owner: Owner, as_r
     await owner.execute(f"ALTER DATABASE {name} CONNECTION LIMIT -1")
     assert len(await database.rows(ONE)) == 1
     await database.close()
+
+
+async def test_the_first_question_goes_over_a_connection_that_is_there_from_the_start(
+    owner: Owner, database_url: str, database: Watched
+) -> None:
+    made = await connected(owner, database)
+    holder = await asyncpg.connect(database_url)
+    async with holder.transaction():
+        await holder.execute("SELECT FROM orders.heartbeat FOR UPDATE")
+        late = asyncio.create_task(database.rows(BEAT))
+        await asked(owner, database)
+        on = "SELECT array_agg(pid) FROM pg_stat_activity WHERE application_name = $1"
+        assert await owner.fetchval(on, f"{database.name} watch") == [made]
+    await holder.close()
+    await late
+
+
+async def test_a_connection_of_the_watch_that_is_lost_is_made_anew_before_it_is_needed(
+    owner: Owner, database: Watched
+) -> None:
+    lost = await connected(owner, database)
+    assert await owner.fetchval("SELECT pg_terminate_backend($1, 5000)", lost)
+    await connected(owner, database, since=lost)
+    assert metric("breaker_failures_total", breaker=database.name) == 0
+
+
+async def test_a_server_that_comes_after_the_process_is_found(database_url: str, tmp_path: Path) -> None:
+    database = Watched(CountingProxy(database_url, tmp_path).url, connections_min=0)
+    await database.open()  # nobody listens there yet
+
+    async def left_alone() -> bool:
+        return database.breaker.state != "closed"
+
+    await eventually(left_alone, "nothing that is asked of it in vain has to tell")
+    async with counting_proxy(database_url, tmp_path):
+
+        async def found() -> bool:
+            return database.breaker.state == "closed"
+
+        await eventually(found, "it is there")
+        assert len(await database.rows(ONE)) == 1
+        await database.close()

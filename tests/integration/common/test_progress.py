@@ -8,7 +8,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer
 
 from services.common import member
-from services.common.db import TransientError
+from services.common.db_errors import TransientError
 from services.common.progress import NoProgressError
 from services.common.stream import Received
 from tests.consuming import Group, metric

@@ -10,7 +10,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import InvalidStatus
 from websockets.typing import Subprotocol
 
-from services.common.http import BODY_BYTES_MAX
+from services.common.http_request import BODY_BYTES_MAX
 from tests.edge import running
 from tests.integration.edge.conftest import Scene
 

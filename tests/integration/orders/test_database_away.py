@@ -21,7 +21,8 @@ import pytest
 from services.catalog.settings import CatalogSettings
 from services.common import caches, db, ids
 from services.common.cache import breaker
-from services.common.db import Database, TransientError
+from services.common.db import Database
+from services.common.db_errors import TransientError
 from services.common.db_watch import FAILURES, LATE_SECONDS, RESET_SECONDS
 from services.customers.settings import CustomersSettings
 from services.embedded.room import free_port_base

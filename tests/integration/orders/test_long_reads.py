@@ -19,7 +19,8 @@ from services.cli import republish
 from services.cli.republish import Republished
 from services.cli.target import Source
 from services.common import clock, ids, snapshots
-from services.common.db import Database, TransientError, WriteConnection
+from services.common.db import Database, WriteConnection
+from services.common.db_errors import TransientError
 from services.common.snapshots import Snapshots, unhurried_database
 from services.embedded.supervisor import Stack
 from services.orders import histories

@@ -13,7 +13,8 @@ import httpx
 import pytest
 
 from services.common import clock, ids
-from services.common.db import Database, LockTimeoutError
+from services.common.db import Database
+from services.common.db_errors import LockTimeoutError
 from services.embedded.polling import until
 from services.orders import maintenance
 from services.orders.settings import OrdersSettings

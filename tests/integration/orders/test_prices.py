@@ -42,6 +42,7 @@ async def someone_waits_for_a_lock(connection: "Connection") -> None:
         while not await connection.fetchval(
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
         ):
+            await connection.execute("SELECT pg_stat_clear_snapshot()")  # else a transaction sees the same each time
             await asyncio.sleep(0.005)
 
 

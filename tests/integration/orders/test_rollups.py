@@ -2,17 +2,18 @@
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import asyncpg
 import orjson
 import pytest
 
 from services.common import clock, ids
-from services.common.db import Database, TransientError
+from services.common.db import Database, WriteConnection
+from services.common.db_errors import TransientError
 from services.common.handle import PoisonError
 from services.common.snapshots import unhurried
 from services.common.stream import Message, Received, ensure_topic
@@ -300,6 +301,47 @@ async def test_rebuilds_while_orders_are_placed_and_counted_add_nothing_twice(
     await rebuild(database_url)
     assert rebuilt > 1
     assert (await rollups(owner))["sales"] == [(TODAY, "USD", 90, 90, 90 * 1999, 0, 0, 90, 90 * 1999, 0)]
+    assert (await verify(database_url)).violated == []
+
+
+class Stepped:
+    """A connection on which `before` is run to its end before the statement `sql` is."""
+
+    def __init__(self, connection: WriteConnection, sql: str, before: Callable[[], Awaitable[None]]) -> None:
+        self._connection, self._sql, self._before = connection, sql, before
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+    async def fetch(self, sql: str, *arguments: object) -> list[asyncpg.Record]:
+        if sql == self._sql:
+            await self._before()
+        return await self._connection.fetch(sql, *arguments)
+
+
+@pytest.mark.parametrize("table", recount.ROLLUPS)
+async def test_what_is_counted_while_a_recount_compares_is_taken_for_no_error(
+    shop: Shop, database: Database, owner: Owner, database_url: str, table: str
+) -> None:
+    await some_orders(shop)
+    await counted(database, await published(owner))
+    product = await shop.product(price=10)
+    await owner.execute(WRONG["sales_daily"])
+    happened: list[dict[str, int]] = []
+
+    async def happens() -> None:
+        order = await shop.placed((product, 1))
+        cancelled = (await shop.command(order, "cancel")).json()
+        happened.append(await counted(database, [message(order["order_id"], cancelled["version"])]))
+
+    async with unhurried(database_url, "test") as connection:
+        stepped = Stepped(connection, recount.DRIFT[table], happens)
+        assert await recount.recount(cast("WriteConnection", stepped)) == (2, []), "one for each currency"
+    assert happened == [{"applied": 1}]
+    assert (await rollups(owner))["sales"] == [
+        (TODAY, "JPY", 1, 50, 50, -5, 7, 0, 0, 0),
+        (TODAY, "USD", 3, 7, 6010, 0, 0, 2, 3010, 0),
+    ]
     assert (await verify(database_url)).violated == []
 
 

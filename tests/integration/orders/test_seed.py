@@ -1,28 +1,46 @@
 """`orders seed`: a past that is whole, the same for the same seed, and read like any other."""
 
+import asyncio
+import os
+import signal
+import sys
 from collections import Counter
-from datetime import datetime
+from datetime import datetime, timedelta
+from pathlib import Path
 from typing import TypeAlias
 
 import asyncpg
+import psutil
 import pytest
 
 from services.common import clock, ids
+from services.embedded.supervisor import Stack
+from services.orders.histories import Progress, silent
 from services.orders.invariants import verify
-from services.orders.seed import AlreadySeededError, Seeded, seed
+from services.orders.seed import AlreadySeededError, OtherSeedError, Seeded, seed
+from tests.conftest import with_database
+from tests.faults.waiting import eventually
 from tests.shop import Shop
 
 Owner: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 NOW = clock.now()
 TABLES = (
-    *("orders.orders", "orders.order_items", "orders.order_events", "orders.inventory"),
-    *("orders.inventory_movements", "orders.products", "catalog.products"),
+    *("orders.orders", "orders.order_items", "orders.order_events", "orders.idempotency_keys", "payments.payments"),
+    *("orders.inventory", "orders.inventory_movements", "orders.products", "catalog.products", "orders.seeds"),
+    *("orders.sales_daily", "orders.sales_daily_product", "orders.orders_by_status"),
 )
+_SESSIONS = "FROM pg_stat_activity WHERE application_name = 'orders seed' AND datname = current_database()"
+WAITING = "SELECT count(*) FROM pg_locks WHERE relation = 'orders.seeds'::regclass AND NOT granted"
+GONE = f"SELECT count(*) = 0 {_SESSIONS}"
 
 
-async def load(url: str, *, orders: int = 2_000, number: int = 1, now: datetime = NOW, stock: int = 50) -> Seeded:
-    return await seed(url, products=40, orders=orders, stock=stock, months=4, seed=number, now=now)
+async def load(
+    url: str, *, orders: int = 2_000, number: int = 1, now: datetime = NOW, jobs: int = 1, progress: Progress = silent
+) -> Seeded:
+    return await seed(
+        url, products=40, orders=orders, stock=50, months=4, seed=number, now=now, jobs=jobs, progress=progress
+    )
 
 
 async def everything(owner: Owner) -> dict[str, list[str]]:
@@ -51,7 +69,10 @@ async def test_the_past_is_spread_and_mixed(seeded: Seeded, owner: Owner) -> Non
     )
     assert len(months) == 4
     statuses = {row["status"] for row in await owner.fetch("SELECT DISTINCT status FROM orders.orders")}
-    assert statuses == {"confirmed", "shipped", "delivered", "cancelled"}
+    assert statuses >= {"confirmed", "shipped", "delivered", "partially_returned", "returned", "cancelled"}
+    paid = {row["payment_status"] for row in await owner.fetch("SELECT DISTINCT payment_status FROM orders.orders")}
+    assert paid >= {"on_account", "unpaid", "failed", "voided", "captured", "refunded", "partially_refunded"}
+    assert len(await owner.fetch("SELECT DISTINCT currency FROM orders.orders")) == 3
     assert await owner.fetchval("SELECT max(occurred_at) FROM orders.order_events") <= NOW
     bought = Counter[object](row["user_id"] for row in await owner.fetch("SELECT user_id FROM orders.orders"))
     assert bought.most_common(1)[0][0] == seeded.buyer
@@ -60,7 +81,9 @@ async def test_the_past_is_spread_and_mixed(seeded: Seeded, owner: Owner) -> Non
     assert {row["left"] for row in left} == {50}
 
 
-async def test_the_same_seed_makes_the_same_rows(seeded: Seeded, owner: Owner, database_url: str) -> None:
+async def test_the_same_seed_makes_the_same_rows_beside_the_partitions_and_in_them(
+    seeded: Seeded, owner: Owner, database_url: str
+) -> None:
     first = await everything(owner)
     await owner.execute("SET session_replication_role = replica")
     for table in TABLES:
@@ -72,21 +95,94 @@ async def test_the_same_seed_makes_the_same_rows(seeded: Seeded, owner: Owner, d
 async def test_a_seed_is_loaded_once_and_another_beside_it(seeded: Seeded, owner: Owner, database_url: str) -> None:
     with pytest.raises(AlreadySeededError):
         await load(database_url)
+    with pytest.raises(OtherSeedError, match="2,000 orders in 4 months"):
+        await load(database_url, orders=2_001)
     assert await owner.fetchval("SELECT count(*) FROM orders.orders") == seeded.orders
     await load(database_url, number=2, orders=300)
     assert await owner.fetchval("SELECT count(*) FROM orders.orders") == seeded.orders + 300
     assert (await verify(database_url)).violated == []
 
 
-async def test_what_ends_early_is_whole(owner: Owner, database_url: str) -> None:
-    def stop(_what: str, done: int, _total: int) -> None:
-        if done:
+async def test_what_ends_early_is_whole_and_goes_on(owner: Owner, database_url: str) -> None:
+    def stop(_what: str, done: int, total: int) -> None:
+        if done > total / 2:  # of the last two months one is there, and one in the making
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        await seed(database_url, products=40, orders=5_000, months=2, now=NOW, progress=stop)
-    assert await owner.fetchval("SELECT count(*) FROM orders.orders") == 2_000
+        await load(database_url, progress=stop)
+    before = await owner.fetchval("SELECT count(*) FROM orders.orders")
+    assert 0 < before < 2_000
     assert (await verify(database_url)).violated == []
+    later = NOW + timedelta(minutes=1)
+    assert (await load(database_url, now=later)).orders == 2_000 - before
+    assert await owner.fetchval("SELECT max(created_at) FROM orders.orders") <= NOW
+    assert (await verify(database_url)).violated == []
+
+
+async def test_processes_that_share_the_months_load_what_one_does(
+    seeded: Seeded, owner: Owner, stack: Stack, template_database: str
+) -> None:
+    await owner.execute(f"CREATE DATABASE shared_seed TEMPLATE {template_database} STRATEGY file_copy")
+    other = with_database(stack.addresses.postgres, "shared_seed")
+    try:
+        assert (await load(other, jobs=2)).rows == seeded.rows
+        connection = await asyncpg.connect(other)
+        try:
+            assert await everything(connection) == await everything(owner)
+        finally:
+            await connection.close()
+    finally:
+        await owner.execute("DROP DATABASE shared_seed WITH (FORCE)")
+
+
+@pytest.mark.parametrize("killed", ["one of its processes", "itself"])
+async def test_killed_in_the_middle_it_leaves_nobody_behind_and_goes_on(
+    killed: str, owner: Owner, database_url: str
+) -> None:
+    command = (*("seed", "--products", "40", "--orders", "8000", "--months", "2", "--stock", "50"), "--jobs", "2")
+    environment = {**os.environ, "ORDERS_POSTGRES_URL": database_url}
+    process = await asyncio.create_subprocess_exec(
+        Path(sys.executable).with_name("orders"), *command, env=environment, stderr=asyncio.subprocess.PIPE
+    )
+    await eventually(lambda: owner.fetchval("SELECT count(*) FROM orders.seeds"), "it has begun")
+    held = owner.transaction()
+    await held.start()
+    await owner.execute("LOCK TABLE orders.seeds IN SHARE MODE")  # which the end of each month changes
+    await eventually(lambda: owner.fetchval(WAITING), "a month is loaded but for its end")
+    children = psutil.Process(process.pid).children()
+    workers = [worker for child in children for worker in child.children()]  # of the one that they are forked from
+    assert len(workers) == 2
+    (workers[0] if killed == "one of its processes" else psutil.Process(process.pid)).kill()
+    await process.communicate()
+    await held.rollback()
+    assert process.returncode == (2 if killed == "one of its processes" else -signal.SIGKILL)
+    await eventually(lambda: owner.fetchval(GONE), "its sessions have ended")
+    assert psutil.wait_procs([*workers, *children], timeout=10)[1] == []
+    again = await asyncio.create_subprocess_exec(Path(sys.executable).with_name("orders"), *command, env=environment)
+    assert await again.wait() == 0
+    assert await owner.fetchval("SELECT count(*) FROM orders.orders") == 8_000
+    assert (await verify(database_url)).violated == []
+
+
+@pytest.mark.usefixtures("seeded")
+async def test_a_seeded_key_is_answered_with_its_order(shop: Shop, owner: Owner) -> None:
+    row = await owner.fetchrow(
+        "SELECT k.key, k.resource, o.user_id, o.currency, o.payment_method FROM orders.idempotency_keys k"
+        " JOIN orders.orders o ON o.order_id = k.resource WHERE o.payment_method IS NOT NULL ORDER BY k.key LIMIT 1"
+    )
+    assert row is not None
+    lines = await owner.fetch(
+        "SELECT product_id, quantity FROM orders.order_items WHERE order_id = $1 ORDER BY line_no", row["resource"]
+    )
+    shop.buyer = row["user_id"]
+    answer = await shop.place(
+        *((ids.to_text(line["product_id"]), line["quantity"]) for line in lines),
+        key=row["key"],
+        currency=row["currency"],
+        payment_method=row["payment_method"],
+    )
+    assert answer.status_code == 201, answer.text
+    assert (answer.json()["order_id"], answer.json()["version"]) == (ids.to_text(row["resource"]), 1)
 
 
 async def test_seeded_orders_are_read_shipped_and_cancelled_like_others(
@@ -111,12 +207,19 @@ async def test_seeded_orders_are_read_shipped_and_cancelled_like_others(
         assert (await shop.get(f"/v1/orders/{order['order_id']}")).json() == order
         events = (await shop.get(f"/v1/orders/{order['order_id']}/events")).json()["data"]
         assert [event["version"] for event in events] == list(range(1, order["version"] + 1))
-    open_orders = await owner.fetch("SELECT order_id, user_id FROM orders.orders WHERE status = 'confirmed' LIMIT 2")
+    open_orders = await owner.fetch(
+        "SELECT order_id FROM orders.orders WHERE status = 'confirmed' AND payment_method IS NULL LIMIT 2"
+    )
     for row, command in zip(open_orders, ("ship", "cancel"), strict=True):
         order_id = ids.to_text(row["order_id"])
         answer = await shop.command({"order_id": order_id, "version": 1}, command)
         assert answer.status_code == 200, answer.text
-    product = ids.to_text(await owner.fetchval("SELECT product_id FROM orders.products LIMIT 1"))
+    product = ids.to_text(
+        await owner.fetchval(
+            "SELECT product_id FROM orders.products JOIN orders.inventory USING (product_id)"
+            " WHERE currency = 'USD' AND on_hand - reserved = 50 LIMIT 1"
+        )
+    )
     await shop.placed((product, 50))
     assert (await shop.place((product, 1))).status_code == 409
     assert (await verify(database_url)).violated == []

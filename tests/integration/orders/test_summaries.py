@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import sys
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
@@ -11,9 +12,13 @@ from typing import Any, TypeAlias
 import asyncpg
 import pytest
 from prometheus_client import REGISTRY
+from structlog.testing import capture_logs
 
+from loadtests.bench.summary import MAKE_DUE
 from services.common import clock, ids
-from services.common.db import Database, LockTimeoutError
+from services.common.db import Database
+from services.common.db_errors import LockTimeoutError, TransientError
+from services.common.errors import DomainError
 from services.contracts.orders import OrderStatus
 from services.orders import summaries
 from services.orders.domain import OPEN_STATUSES
@@ -24,7 +29,7 @@ from tests.shop import Shop
 
 Owner: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
-NEVER = timedelta(0)  # an interval: due at once
+NONE = timedelta(0)  # an interval
 DAY = timedelta(days=1)
 
 
@@ -37,9 +42,19 @@ async def database(as_role: AsRole) -> AsyncIterator[Database]:
     await database.close()
 
 
-async def refresh(database: Database, holder: str = "test", *, window: timedelta = DAY) -> float:
-    """They are refreshed now."""
-    return await summaries.refresh_when_due(database, holder, interval=NEVER, window=window)
+async def refresh(
+    database: Database, holder: str = "test", *, interval: timedelta = NONE, window: timedelta = DAY
+) -> float:
+    """They are refreshed now, unless a lease runs."""
+    await database.rows(MAKE_DUE)
+    return await summaries.refresh_when_due(database, holder, interval=interval, window=window)
+
+
+async def state(owner: Owner) -> "asyncpg.Record":
+    """The row of the refresh, and the database's time."""
+    row = await owner.fetchrow("SELECT *, clock_timestamp() AS now FROM orders.summary_refresh")
+    assert row is not None
+    return row
 
 
 def refreshes() -> float:
@@ -234,7 +249,7 @@ async def test_they_are_staffs(shop: Shop) -> None:
 
 
 async def test_before_the_first_refresh_they_are_unavailable_and_readiness_says_so(
-    shop: Shop, database: Database, owner: Owner
+    shop: Shop, database: Database
 ) -> None:
     response = await shop.get("/v1/order-summaries", scope="orders:read:any")
     assert refused(response) == "503 unavailable"
@@ -247,9 +262,26 @@ async def test_before_the_first_refresh_they_are_unavailable_and_readiness_says_
     assert await warnings() == ["the order summaries have not been made yet"]
     await refresh(database)
     assert await warnings() == []
-    await owner.execute("UPDATE orders.summary_refresh SET as_of = as_of - INTERVAL '2 minutes'")
-    (late,) = await warnings()
-    assert late.startswith("the order summaries are of 2")
+
+
+async def test_readiness_warns_when_they_are_late_however_far_apart_refreshes_are(
+    shop: Shop, database: Database, owner: Owner
+) -> None:
+    async def warnings(as_of_seconds: float, due_seconds: float) -> list[str]:
+        """So long ago."""
+        await owner.execute(
+            "UPDATE orders.summary_refresh"
+            " SET as_of = now() - make_interval(secs => $1), due_at = now() - make_interval(secs => $2)",
+            *(as_of_seconds, due_seconds),
+        )
+        found: list[str] = (await shop.client.get("/readyz")).json()["warnings"]
+        return found
+
+    await refresh(database)
+    assert await warnings(280, 80) == []
+    (late,) = await warnings(280, 91)
+    assert re.match(r"the order summaries are of 2\S+ and due since 2\S+: orders-maintenance does not", late)
+    assert await warnings(20, 3600) == [], "refreshed by the previous release"
 
 
 async def test_without_any_month_there_are_none(shop: Shop, database: Database, owner: Owner) -> None:
@@ -266,11 +298,51 @@ async def test_of_two_processes_one_refreshes_and_only_when_it_is_due(database: 
     assert refreshes() == before + 1
     as_of = await owner.fetchval("SELECT as_of FROM orders.summary_refresh")
     assert 30 < await summaries.refresh_when_due(database, "late", interval=minute, window=DAY) <= 60
+    assert 30 < await summaries.refresh_when_due(database, "in a hurry", interval=NONE, window=DAY) <= 60
     assert await owner.fetchval("SELECT as_of FROM orders.summary_refresh") == as_of
-    await owner.execute("UPDATE orders.summary_refresh SET as_of = as_of - INTERVAL '1 minute'")
+    await owner.execute("UPDATE orders.summary_refresh SET due_at = now()")
     await summaries.refresh_when_due(database, "later", interval=minute, window=DAY)
     assert refreshes() == before + 2
     assert await owner.fetchval("SELECT holder FROM orders.summary_refresh") is None
+
+
+async def test_the_next_is_due_after_the_interval_or_ten_times_what_this_one_took_whichever_is_later(
+    database: Database, database_url: str, owner: Owner
+) -> None:
+    hour = timedelta(hours=1)
+    assert 3500 < await refresh(database, interval=hour) <= 3600
+    quick = await state(owner)
+    assert quick["due_at"] - quick["as_of"] == hour
+    other = await asyncpg.connect(database_url)
+    async with other.transaction():
+        await other.execute("LOCK TABLE orders.products IN ACCESS EXCLUSIVE MODE")
+        refreshing = asyncio.create_task(refresh(database))
+        await eventually(lambda: blocked(owner), "the refresh waits")
+        waited = (await state(owner))["now"]
+    await refreshing
+    await other.close()
+    slow = await state(owner)
+    as_of, due_at = slow["as_of"], slow["due_at"]
+    assert 10 * (waited - as_of) < due_at - as_of < 10 * (slow["now"] - as_of)
+    assert REGISTRY.get_sample_value("order_summaries_interval_seconds") == (due_at - as_of).total_seconds()
+
+
+async def test_the_log_tells_once_that_refreshes_are_further_apart_and_once_that_they_are_not(
+    database: Database, owner: Owner
+) -> None:
+    async def told(before: timedelta, interval: timedelta) -> list[str]:
+        """What a refresh says after one that left it so long."""
+        await owner.execute("UPDATE orders.summary_refresh SET as_of = now() - $1::interval, due_at = now()", before)
+        with capture_logs() as logs:
+            await summaries.refresh_when_due(database, "test", interval=interval, window=DAY)
+        return [line["event"] for line in logs if line["event"] != "summaries.refreshed"]
+
+    hour, long = timedelta(hours=1), timedelta(hours=2)
+    short = timedelta(microseconds=1)  # shorter than ten times any refresh
+    assert await told(hour, hour) == []
+    assert await told(short, short) == ["summaries.spaced_out"]
+    assert await told(hour, short) == []
+    assert await told(long, hour) == ["summaries.in_time"]
 
 
 async def test_who_has_lost_its_lease_refreshes_nothing(database: Database, owner: Owner) -> None:
@@ -279,14 +351,14 @@ async def test_who_has_lost_its_lease_refreshes_nothing(database: Database, owne
     assert await owner.fetchval("SELECT as_of FROM orders.summary_refresh") is None, "its lease runs"
     # What the frozen one does when it goes on where it was, its lease being over.
     await owner.execute("UPDATE orders.summary_refresh SET lease_until = now() - INTERVAL '1 s'")
-    assert await summaries._refresh(database, "frozen", DAY) is None
+    assert await summaries._refresh(database, "frozen", NONE, DAY) is None
     assert await owner.fetchval("SELECT as_of FROM orders.summary_refresh") is None
     await refresh(database, "other")
     assert await owner.fetchval("SELECT as_of FROM orders.summary_refresh") is not None
 
 
 async def test_a_refresh_that_waits_too_long_for_a_lock_changes_nothing_and_is_tried_again(
-    shop: Shop, database: Database, database_url: str
+    shop: Shop, database: Database, database_url: str, owner: Owner
 ) -> None:
     await refresh(database)
     before = await page(shop)
@@ -298,8 +370,34 @@ async def test_a_refresh_that_waits_too_long_for_a_lock_changes_nothing_and_is_t
             await refresh(database)
         assert await page(shop) == before, "readers do not wait"
     await other.close()
+    await owner.execute("UPDATE orders.summary_refresh SET lease_until = now()")  # 35 seconds later
     await refresh(database)
     assert len((await page(shop))["data"]) == 1
+
+
+async def test_after_a_time_out_nobody_tries_for_ten_times_as_long(
+    database: Database, database_url: str, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(summaries, "REFRESH_TIMEOUT_SECONDS", 1.0)
+    monkeypatch.setattr(summaries, "LEASE", timedelta(seconds=9))
+    await refresh(database)
+    before = await state(owner)
+    other = await asyncpg.connect(database_url)
+    async with other.transaction():
+        await other.execute("LOCK TABLE orders.products IN ACCESS EXCLUSIVE MODE")
+        with pytest.raises(DomainError):
+            await refresh(database)
+    await other.close()
+    after = await state(owner)
+    assert after["as_of"] == before["as_of"]
+    assert (
+        before["now"] + timedelta(seconds=10)
+        < after["lease_until"]
+        < before["now"] + 10 * (after["now"] - before["now"])
+    )
+    for holder in ("test", "another"):
+        assert await refresh(database, holder) > 1
+    assert await owner.fetchval("SELECT as_of FROM orders.summary_refresh") == before["as_of"]
 
 
 async def test_a_process_killed_in_a_refresh_leaves_the_content_and_another_takes_over(
@@ -330,3 +428,29 @@ async def test_a_process_killed_in_a_refresh_leaves_the_content_and_another_take
     await owner.execute("UPDATE orders.summary_refresh SET lease_until = now()")  # 35 seconds later
     await refresh(database, "other")
     assert len((await page(shop))["data"]) == 2
+
+
+async def test_the_server_ends_a_refresh_whose_client_has_gone(
+    database_url: str, owner: Owner, as_role: AsRole
+) -> None:
+    # Nothing else ends it: the time-outs are longer than this waits.
+    client = Database(
+        as_role("orders_maintenance"), application_name="test", size_min=0, size_max=1, settings={"lock_timeout": "0"}
+    )
+    await client.open()
+
+    async def ended() -> bool:
+        return not await blocked(owner)
+
+    other = await asyncpg.connect(database_url)
+    async with other.transaction():
+        await other.execute("LOCK TABLE orders.products IN ACCESS EXCLUSIVE MODE")
+        refreshing = asyncio.create_task(refresh(client))
+        await eventually(lambda: blocked(owner), "the refresh waits")
+        await client._end_all()
+        await eventually(ended, "the server has noticed", seconds=10)
+        with pytest.raises(TransientError):
+            await refreshing
+    await other.close()
+    await client.close()
+    assert (await state(owner))["as_of"] is None

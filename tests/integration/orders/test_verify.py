@@ -248,12 +248,18 @@ async def test_it_is_green_while_orders_are_placed_shipped_and_cancelled(shop: S
     assert reports[-1].verdicts[0].rows > reports[0].verdicts[0].rows
 
 
-async def test_two_processes_find_what_one_finds(shop: Shop, owner: Owner, database_url: str) -> None:
+async def test_two_processes_find_what_one_finds_and_tell_how_far_they_are(
+    shop: Shop, owner: Owner, database_url: str
+) -> None:
     order = await shop.placed()
     await owner.execute("UPDATE orders.orders SET tracking = 'elsewhere'")
-    report = await verify(database_url, jobs=2)
+    told: list[tuple[str, int, int]] = []
+    report = await verify(database_url, jobs=2, progress=lambda *more: told.append(more))
     assert report.violated == ["order_row_is_fold"]
     assert report.verdicts[0].violations[0].id == order["order_id"]
+    assert max(done for what, done, _ in told if what.endswith("orders/s")) == 1
+    assert {what for what, *_ in told} >= {"sums of days", "tables"}
+    assert all(done <= total for _, done, total in told)
 
 
 COMMAND = "import typer; from services.cli.verify import verify; typer.run(verify)"

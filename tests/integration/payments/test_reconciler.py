@@ -14,6 +14,7 @@ from services.common.db import Database
 from services.common.stream import Message
 from services.contracts import envelope
 from services.orders import settlements
+from services.orders.seed import seed
 from services.payments.provider import Charge, Provider
 from services.payments.reconciler import LEDGER, RULES, Reconciliation, reconcile
 from services.payments.runner import Runner
@@ -135,6 +136,16 @@ async def test_what_agrees_is_not_told_of(trade: Trade) -> None:
     }
     assert list(statuses.values()) == ["captured", "voided", "failed", "on_account"]
     assert await trade.broken() == set()
+
+
+async def test_what_another_provider_has_is_not_looked_for_at_this_one(trade: Trade, database_url: str) -> None:
+    await seed(database_url, products=20, orders=300, months=1)
+    trade.since -= timedelta(days=31)
+    elsewhere = {
+        ids.to_text(row["order_id"]) for row in await trade.books.owner.fetch("SELECT order_id FROM payments.payments")
+    }
+    assert len(elsewhere) > 20
+    assert not {found for _, found in await trade.broken()} & elsewhere  # the sandbox has those of other tests
 
 
 # What is planted -> the rules that notice. A later time at which somebody looks makes it old.

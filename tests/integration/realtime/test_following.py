@@ -1,10 +1,14 @@
 """Every version once and in order, whatever comes on Kafka and when."""
 
 import asyncio
+import uuid
 from typing import Any
 
 import orjson
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from services.common.calls import FAILURES
 from services.common.stream import Message
 from services.orders import api as orders_api
 from tests.conftest import free_port
@@ -320,3 +324,43 @@ async def test_while_orders_api_is_dead_subscriptions_wait_the_others_go_on_and_
             await wire.publish(followed["order_id"], 3)
             assert await client.until(followed["order_id"], 3) == [1, 2, 3]
             assert gateway.at.breakers[0].state == "closed"
+
+
+class Limiting:
+    """An application that refuses what comes with one token, as orders-api does whom it limits, until it is lifted."""
+
+    def __init__(self, app: ASGIApp, token: str) -> None:
+        self._app, self._token = app, token
+        self.refused, self.lifted = 0, False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self._app
+        bearer = f"Bearer {self._token}".encode()
+        if scope["type"] == "http" and dict(scope["headers"])[b"authorization"] == bearer and not self.lifted:
+            self.refused += 1
+            problem = {"code": "rate_limited", "status": 429, "detail": "Too many requests."}
+            app = JSONResponse(problem, 429, headers={"Retry-After": "1"})
+        await app(scope, receive, send)
+
+
+async def test_a_user_who_is_limited_waits_and_nobody_else_does(opened: Open, shop: Shop) -> None:
+    order, own = await shop.placed(), await shop.placed()
+    greedy = shop.token(ALL, sub=str(uuid.uuid4()))
+    limiting = Limiting(orders_api.create_app(shop.settings), greedy)
+    async with serving(limiting) as port, opened(orders_url=f"http://127.0.0.1:{port}") as gateway:
+        crowd = [await gateway.client(greedy) for _ in range(2 * FAILURES)]
+        for one in crowd:
+            await one.ask(subscribe={"order_id": order["order_id"]})
+
+        async def all_refused() -> bool:
+            return limiting.refused >= len(crowd)
+
+        await eventually(all_refused, "each was refused")
+        assert gateway.at.breakers[0].state == "closed"
+        other = await gateway.client()
+        await other.ask(subscribe={"order_id": own["order_id"]})
+        assert await other.until(own["order_id"], 1) == [1]
+        limiting.lifted = True
+        for one in crowd:
+            assert await one.until(order["order_id"], 1) == [1]
+            assert one.told == [{"subscribed": {"order_id": order["order_id"], "after_version": 0}}]

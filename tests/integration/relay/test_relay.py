@@ -103,36 +103,53 @@ async def test_many_orders_at_once_each_keep_their_order(
     assert [topic.versions(order["order_id"]) for order in orders] == [[1, 2, 3]] * len(orders)
 
 
-async def test_a_writer_wakes_the_relay_long_before_it_would_poll(
+NEVER_LOOKS = {"poll_seconds_max": 60.0, "beat_seconds": 60.0, "lease_seconds": 180.0}
+
+
+async def test_a_writer_s_call_wakes_the_relay_and_costs_one_read(
+    shop: Shop, settings: RelaySettings, topic: Topic, owner: Owner
+) -> None:
+    orders = 10
+    async with relaying(settings, **NEVER_LOOKS):
+        await topic.of((await shop.placed())["order_id"], 1)
+        before = _polls()
+        for _ in range(orders):
+            await topic.of((await shop.placed())["order_id"], 1)
+            await eventually(lambda: _empty(owner), "it is deleted")
+        assert _polls() - before <= orders + 3, "more than the calls, and what the start has left: it polls after them"
+
+
+async def test_orders_that_come_soon_after_a_read_share_the_next(
     shop: Shop, settings: RelaySettings, topic: Topic
 ) -> None:
-    pause = 2.0
-    async with relaying(settings, poll_seconds_min=pause, poll_seconds_max=pause):
-        woken = []
-        for _ in range(3):
-            await _polled()  # so that the next poll is a whole pause away
-            started = time.monotonic()
-            order = await shop.placed()
+    async with relaying(settings, **NEVER_LOOKS, gather_seconds=1.0):
+        await topic.of((await shop.placed())["order_id"], 1)
+        before = _polls()
+        for order in [await shop.placed() for _ in range(10)]:
             await topic.of(order["order_id"], 1)
-            woken.append(time.monotonic() - started)
-        assert max(woken) < pause / 2, woken
-    # And it is the hint that does it: to a relay that hears none, the same takes a pause.
-    rarely = {"poll_seconds_min": pause, "poll_seconds_max": pause, "beat_seconds": pause}
-    async with relaying(settings, **rarely, valkey_url="redis://127.0.0.1:1"):
-        await _polled(2)
-        started = time.monotonic()
-        order = await shop.placed()
-        await topic.of(order["order_id"], 1)
-        assert time.monotonic() - started > pause / 2
+        assert _polls() - before <= 3
+
+
+async def test_rows_that_no_call_was_heard_of_are_polled_for(
+    shop: Shop, settings: RelaySettings, topic: Topic, owner: Owner
+) -> None:
+    early = await shop.placed()
+    async with relaying(settings, **NEVER_LOOKS, valkey_url="redis://127.0.0.1:1"):
+        await topic.of(early["order_id"], 1)  # found, as new slices ring
+        late = await shop.placed()
+        await topic.of(late["order_id"], 1)  # and only a poll can bring this one
+        await eventually(lambda: _empty(owner), "published rows are deleted")
 
 
 async def test_a_hint_without_a_row_is_harmless(settings: RelaySettings, valkey_url: str) -> None:
     wake = Wake(valkey_url, "orders")
     wake.start()
     async with relaying(settings):
-        await _polled()
+        await eventually(_slices(16), "all slices")
+        polled = asyncio.create_task(_polled())
+        await asyncio.sleep(0)  # it has counted
         wake()
-        await _polled(2)
+        await polled
     await wake.close()
 
 

@@ -9,7 +9,7 @@ import pytest
 from loadtests.bench import pgbench, results
 from loadtests.bench.machine import cpu_of
 from loadtests.bench.measure import PERCENTILES, Comparison, Plan, Result, Side, VoidError, Work, alternate, summary
-from services.orders.repository import PLACE
+from services.orders.place import PLACE
 
 LATENCIES = tuple(float(n) for n in range(1, len(PERCENTILES) + 1))
 

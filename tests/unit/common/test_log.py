@@ -6,7 +6,7 @@ import sys
 
 import orjson
 
-from services.common.log import REPEATED_SECONDS, _Repeated
+from services.common.log import REPEATED_SECONDS, _dumps, _Repeated
 
 
 def _record(text: str, error: Exception | None = None) -> logging.LogRecord:
@@ -43,3 +43,7 @@ def test_our_own_lines_all_pass_in_a_process() -> None:
     lines = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, check=True).stderr.splitlines()
     events = [orjson.loads(line)["event"] for line in lines]
     assert (events.count("away"), events.count("ours")) == (1, 50)
+
+
+def test_a_line_is_written_whatever_is_told_in_it() -> None:
+    assert orjson.loads(_dumps({"event": "e", "offsets": {3: 17}, "of": object, 2: b"x"}))["offsets"] == {"3": 17}

@@ -6,6 +6,8 @@ from loadtests.load import scenario
 from loadtests.load.agreement import STATEMENTS
 from loadtests.load.scenario import FOLDER, Objectives
 
+PEAK_RATE = 463  # requests a second
+
 
 def test_the_mix_has_twenty_reads_for_each_write() -> None:
     asked = Counter(step for steps in scenario.read("mixed").deck for step in steps)
@@ -14,9 +16,24 @@ def test_the_mix_has_twenty_reads_for_each_write() -> None:
     assert "place_of_one_product" not in asked
 
 
+def test_at_its_peak_the_shop_takes_63_orders_and_answers_400_reads_a_second() -> None:
+    peak = scenario.read("peak")
+    asked = Counter(step for steps in peak.deck for step in steps)
+    orders = PEAK_RATE * asked.pop("place_order") / peak.requests_per_journey / len(peak.deck)
+    assert orders == pytest.approx(63, rel=0.005)
+    assert PEAK_RATE - orders == pytest.approx(400, rel=0.005)
+
+
 def test_all_promised_scenarios_are_there() -> None:
-    promised = {"checkout", "browse", "my-orders", "dashboard", "mixed", "spike", "soak", "flash-sale"}
-    assert set(scenario.names()) == promised
+    promised = {"checkout", "browse", "my-orders", "dashboard", "mixed", "peak", "spike", "soak"}
+    assert set(scenario.names()) == promised | {"flash-sale", "sale-beside"}
+
+
+def test_beside_a_flash_sale_other_products_are_bought_once_in_26_and_are_held_to_the_objective() -> None:
+    beside = scenario.read("sale-beside")
+    assert Counter(beside.deck) == {("place_of_one_product",): 25, ("place_order",): 1}
+    assert beside.users(520) == 1_040, "as many as fill two seconds"
+    assert "place_order" not in Objectives.read().reported_apart
 
 
 @pytest.mark.parametrize("name", scenario.names())

@@ -11,12 +11,14 @@ from loadtests.load import report
 from loadtests.load.__main__ import _generators, main
 from loadtests.load.accounting import Account
 from loadtests.load.agreement import Compared, Metrics, compared_database
+from loadtests.load.evidence import Evidence
 from loadtests.load.generators import Load, Measured
-from loadtests.load.run import Run, verdict
+from loadtests.load.run import Run, knee_told, verdict
 from loadtests.load.samples import Samples, database_ms, missed, of_k6, of_locust, quantile
 from loadtests.load.scenario import OBJECTIVES, LoadError, Objectives
 
 PLACED = ["a", "b", "c"]
+NOTHING = Evidence(10.0, [], {}, [])
 GOOD = Account(counted=3, acknowledged=PLACED, rows=PLACED, events=PLACED)
 
 
@@ -30,7 +32,7 @@ def measured_of(response_ms: Mapping[str, Sequence[float]], db_ms: Mapping[str, 
 def run_of(generator: str, p50: float, *, account: Account = GOOD, **members: Any) -> Run:
     samples = measured_of({"get_order": [p50] * 100}, {"get_order": [0.5] * 100})
     measured = Measured(samples, 3, 0, 0, [], seconds=10.0, cpu_seconds=1.0)
-    return replace(Run(generator, 1, measured, account, [], 0.5, Objectives.read()), **members)
+    return replace(Run(generator, 1, 20.0, measured, account, [], 0.5, NOTHING, Objectives.read()), **members)
 
 
 @pytest.mark.parametrize(
@@ -117,10 +119,10 @@ def test_waits_for_one_product_are_reported_apart() -> None:
         replace(GOOD, rows=["a", "b"], events=["a", "b"]),
         replace(GOOD, events=["a", "b"]),
         replace(GOOD, events=[*PLACED, "d"]),
-        replace(GOOD, units=4, sold=4),
-        replace(GOOD, units=4, sold=3),
-        replace(GOOD, units=3, sold=2),
-        replace(GOOD, units=2, sold=3),
+        replace(GOOD, units=4, sold=4, ordered=3),
+        replace(GOOD, units=4, sold=3, ordered=3),
+        replace(GOOD, units=3, sold=2, ordered=3),
+        replace(GOOD, units=2, sold=3, ordered=3),
     ],
 )
 def test_a_run_whose_books_do_not_agree_is_void(account: Account) -> None:
@@ -131,7 +133,7 @@ def test_a_run_whose_books_do_not_agree_is_void(account: Account) -> None:
 
 def test_a_run_whose_books_agree_counts() -> None:
     assert GOOD.mismatches() == []
-    assert replace(GOOD, units=3, sold=3).mismatches() == []
+    assert replace(GOOD, units=3, sold=3, ordered=3).mismatches() == []
     assert verdict([run_of("k6", 2.0), run_of("locust", 2.0)]) == []
 
 
@@ -171,11 +173,35 @@ def test_time_that_no_answer_told_of_is_a_difference() -> None:
     assert Compared("nothing at all", 0.0, 0.0, 0.1).agrees
 
 
+def test_the_knee_is_the_last_rate_that_holds() -> None:
+    steps = [run_of("k6", 2.0, number=number, rate=rate) for number, rate in enumerate((100.0, 200.0), 1)]
+    assert knee_told(steps) == "The knee is above 200 requests/s: every objective holds there."
+    late = replace(steps[1], evidence=replace(NOTHING, troubles=["orders-api has started anew"]))
+    assert not late.holds
+    told = knee_told([steps[0], late])
+    assert told.startswith("The knee is at 100 requests/s: at 200 requests/s not every objective holds (k6 2: orders-")
+    busy = replace(steps[0], measured=replace(steps[0].measured, cpu_seconds=9.0))
+    assert knee_told([busy]).startswith("There is no knee: at 100 requests/s not every objective holds (k6 1 was busy")
+
+
+@pytest.mark.parametrize("rates", ["200,100", "100,100", "0,100", "100,", "many", "100,6000"])
+def test_steps_have_to_rise_within_bounds(rates: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--steps", rates])
+    assert "--steps" in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_result_makes_no_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "result.json").write_text('{"runs": []}')
+    assert main(["--table", str(tmp_path / "result.json")]) == 2
+    assert "holds no result of a run" in capsys.readouterr().out.replace("\n", " ")
+
+
 def test_a_busy_generator_gives_processor_time_instead_of_a_rate() -> None:
     load = Load("mixed", 100.0, 10.0, 0.0, OBJECTIVES)
     busy = replace(run_of("k6", 2.0).measured, cpu_seconds=8.1)
     for run, rated in ((run_of("k6", 2.0), True), (run_of("k6", 2.0, measured=busy), False)):
-        (told,) = report.content([run], load, {}, [], [])["runs"]
+        (told,) = report.content([run], load, [], [])["runs"]
         assert ("requests_per_second" in told) is rated
         assert told["server_cpu_ms_per_request"] > 0
         assert told["generator_cores"] == pytest.approx(run.measured.cores)
@@ -183,7 +209,7 @@ def test_a_busy_generator_gives_processor_time_instead_of_a_rate() -> None:
 
 def test_several_runs_give_median_and_spread() -> None:
     runs = [run_of("k6", p50, number=number) for number, p50 in enumerate([3.0, 1.0, 2.0], 1)]
-    content = report.content(runs, Load("mixed", 1.0, 1.0, 0.0, OBJECTIVES), {}, [], [])
+    content = report.content(runs, Load("mixed", 1.0, 1.0, 0.0, OBJECTIVES), [], [])
     found = content["median_and_spread"]["k6"]["response_ms_p50"]
     assert found == {"median": 2.0, "least": 1.0, "most": 3.0}
 
