@@ -217,6 +217,7 @@ async def refreshed(run: Run) -> dict[str, float]:
     )
     await database.open()
     try:
+        await refresh(database)  # that of orders-maintenance may be from before the first order
         (row,) = await database.rows(summaries.COUNT)
         before = await run.meter.read()
         for _ in range(REFRESHES):

@@ -55,11 +55,15 @@ class Child:
         running = await self._spawn(program)
         await self._until_ready_or_ended(program, running, program.start_seconds)
         if running.returncode is not None:
-            raise from_log(f"{self.name} ended with code {running.returncode} at its start", self._log, self._log_since)
+            raise self.failed(f"ended with code {running.returncode} at its start")
         if not self.ready.is_set():
-            raise from_log(f"{self.name} was not ready within {program.start_seconds:g} s", self._log, self._log_since)
+            raise self.failed(f"was not ready within {program.start_seconds:g} s")
         log.info("started", name=self.name, pid=running.pid, seconds=round(time.monotonic() - self._started, 2))
         self._keeper = asyncio.create_task(self._keep(), name=f"keep {self.name}")
+
+    def failed(self, how: str) -> StackError:
+        """That it `how`, with what it has logged since its last start."""
+        return from_log(f"{self.name} {how}", self._log, self._log_since)
 
     async def stop(self) -> None:
         """No process of it is left: asked to end, killed with its group when it takes longer than its grace."""

@@ -15,7 +15,7 @@ from services.embedded import records
 from services.embedded.addresses import REPLICA_ENDPOINT, Addresses, with_user
 from services.embedded.child import Child
 from services.embedded.edge import Edge, nginx
-from services.embedded.errors import StackError, from_system
+from services.embedded.errors import StackError, from_log, from_system
 from services.embedded.inspection import inspection_url
 from services.embedded.kafka import Kafka
 from services.embedded.postgres import DATABASE, Postgres
@@ -114,8 +114,11 @@ class Stack:
         await self._children[name].kill()
 
     async def ready(self, name: str, *, timeout_seconds: float = 60) -> None:
-        """The part serves. TimeoutError when it does not within that time."""
-        await asyncio.wait_for(self._children[name].ready.wait(), timeout_seconds)
+        """The part serves. StackError, with what its log says, when it does not within that time."""
+        try:
+            await asyncio.wait_for(self._children[name].ready.wait(), timeout_seconds)
+        except TimeoutError:
+            raise self._children[name].failed(f"did not serve within {timeout_seconds:g} s") from None
 
     async def _start(self) -> None:
         home = self.settings.home
