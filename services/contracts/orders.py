@@ -4,7 +4,7 @@
 order as it stands afterwards. `order.placed` carries the whole order; every later event only its own change.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from operator import itemgetter
@@ -119,10 +119,15 @@ class Order:
     cancel_reason: str | None
 
 
-_ORDER_MEMBERS = tuple(f.name for f in fields(Order))
-_order_members = itemgetter(*_ORDER_MEMBERS)
-_item_members = itemgetter(*(f.name for f in fields(Item)))
-_adjustment_members = itemgetter(*(f.name for f in fields(Adjustment)))
+# An order as JSON has it. There may be members that an older fold does not know.
+Members = dict[str, Any]
+# Of an event: version, type, time, data.
+Change = tuple[int, str, str, Mapping[str, Any]]
+
+_ORDER = tuple(f.name for f in fields(Order))
+_ITEM = tuple(f.name for f in fields(Item))
+_ADJUSTMENT = tuple(f.name for f in fields(Adjustment))
+_of_order, _of_item, _of_adjustment = itemgetter(*_ORDER), itemgetter(*_ITEM), itemgetter(*_ADJUSTMENT)
 
 
 def apply(order: Order | None, event: Event) -> Order:
@@ -131,72 +136,96 @@ def apply(order: Order | None, event: Event) -> Order:
     An unknown type changes nothing but version, time and the header, so that an older fold can read a newer stream.
     Raises ValueError when `event` is not the next version.
     """
-    members = None if order is None else {name: getattr(order, name) for name in _ORDER_MEMBERS}
-    return Order(*_order_members(_after(members, event)))
+    return order_of(_after(None if order is None else _named(order, _ORDER), _change(event)))
 
 
 def fold(events: Iterable[Event]) -> Order:
     """The order that `events` (versions 1..n, in order) tell. ValueError when there are none or one is missing."""
-    members: dict[str, Any] | None = None  # an Order for each event on the way would take most of the time
-    for event in events:
-        members = _after(members, event)
+    return order_of(tell(map(_change, events)))
+
+
+def tell(changes: Iterable[Change]) -> Members:
+    """As `fold`, for what is only shown: making an Order of a page's orders would take longer than all the rest."""
+    members: Members | None = None
+    for change in changes:
+        members = _after(members, change)
     if members is None:
         raise ValueError("an order has at least one event")
-    return Order(*_order_members(members))
+    return members
 
 
-def _after(members: dict[str, Any] | None, event: Event) -> dict[str, Any]:
-    """The members of the order after `event`; those before it are changed."""
+def members_of(order: Order) -> Members:
+    """What `tell` would give of it."""
+    return {
+        **_named(order, _ORDER),
+        "items": [_named(item, _ITEM) for item in order.items],
+        "adjustments": [_named(adjustment, _ADJUSTMENT) for adjustment in order.adjustments],
+    }
+
+
+def order_of(members: Members) -> Order:
+    """The order with these members."""
+    items = tuple(item if isinstance(item, Item) else Item(*_of_item(item)) for item in members["items"])
+    found = members["adjustments"]
+    adjustments = tuple(one if isinstance(one, Adjustment) else Adjustment(*_of_adjustment(one)) for one in found)
+    return Order(*_of_order({**members, "items": items, "adjustments": adjustments}))
+
+
+def _named(found: Order | Item | Adjustment, names: Iterable[str]) -> Members:
+    return {name: getattr(found, name) for name in names}
+
+
+def _change(event: Event) -> Change:
+    return event.version, event.type, event.occurred_at, event.data
+
+
+def _after(members: Members | None, change: Change) -> Members:
+    """The members of the order after `change`; those before it are changed. Of an Order's, lines may be Items."""
+    version, type_, occurred_at, data = change
+    changed, after = data["change"], data["after"]
     expected = 1 if members is None else members["version"] + 1
-    if event.version != expected:
-        raise ValueError(f"order {event.order_id}: event version {event.version} found, {expected} expected")
-    change, after = event.data["change"], event.data["after"]
+    if version != expected:
+        order_id = (members or changed).get("order_id")
+        raise ValueError(f"order {order_id}: event version {version} found, {expected} expected")
     if members is None:
-        if event.type != EventType.PLACED:
-            raise ValueError(f"order {event.order_id}: begins with {event.type}, not {EventType.PLACED}")
-        return _placed(change)
-    members["version"] = event.version
-    members["updated_at"] = event.occurred_at
+        if type_ != EventType.PLACED:
+            raise ValueError(f"an order begins with {type_}, not {EventType.PLACED}")
+        return dict(changed)
+    members["version"] = version
+    members["updated_at"] = occurred_at
     members["status"] = after["status"]
     members["payment_status"] = after["payment_status"]
     members["total_amount"] = after["total_amount"]
     if after["status"] != OrderStatus.PENDING:
         members["expires_at"] = None
-    match event.type:
+    match type_:
         case EventType.CANCELLED:
-            members["cancel_reason"] = change["cancel_reason"]
+            members["cancel_reason"] = changed["cancel_reason"]
         case EventType.SHIPPED:
             # The event has what was given with this shipment; one without leaves the last there was.
-            if change["tracking"] is not None:
-                members["tracking"] = change["tracking"]
-            members["items"] = _moved(members["items"], change["items"], _shipped)
+            if changed["tracking"] is not None:
+                members["tracking"] = changed["tracking"]
+            members["items"] = _moved(members["items"], changed["items"], "shipped_quantity")
         case EventType.RETURNED:
-            members["items"] = _moved(members["items"], change["items"], _returned)
+            members["items"] = _moved(members["items"], changed["items"], "returned_quantity")
         case EventType.PAYMENT_CAPTURED:
-            members["captured_amount"] = change["captured_amount"]
+            members["captured_amount"] = changed["captured_amount"]
         case EventType.REFUNDED:
-            members["refunded_amount"] = change["refunded_amount"]
+            members["refunded_amount"] = changed["refunded_amount"]
         case _:
             pass
     return members
 
 
-def _placed(change: Mapping[str, Any]) -> dict[str, Any]:
-    items = tuple(Item(*_item_members(line)) for line in change["items"])
-    adjustments = tuple(Adjustment(*_adjustment_members(one)) for one in change["adjustments"])
-    return {**change, "items": items, "adjustments": adjustments}
-
-
-def _moved(
-    items: tuple[Item, ...], parts: Iterable[Mapping[str, int]], move: Callable[[Item, int], Item]
-) -> tuple[Item, ...]:
+def _moved(items: Iterable[Item | Members], parts: Iterable[Mapping[str, int]], name: str) -> list[Item | Members]:
+    """The lines, with so many units of each of `parts` more in their member `name`."""
     units = {part["line_no"]: part["quantity"] for part in parts}
-    return tuple(move(item, units[item.line_no]) if item.line_no in units else item for item in items)
+    return [_more(item, units, name) for item in items]
 
 
-def _shipped(item: Item, units: int) -> Item:
-    return replace(item, shipped_quantity=item.shipped_quantity + units)
-
-
-def _returned(item: Item, units: int) -> Item:
-    return replace(item, returned_quantity=item.returned_quantity + units)
+def _more(item: Item | Members, units: Mapping[int, int], name: str) -> Item | Members:
+    if isinstance(item, Item):
+        moved = units.get(item.line_no)
+        return item if moved is None else replace(item, **{name: getattr(item, name) + moved})
+    moved = units.get(item["line_no"])
+    return item if moved is None else {**item, name: item[name] + moved}

@@ -15,7 +15,7 @@ from services.embedded import records
 from services.embedded.addresses import REPLICA_ENDPOINT, Addresses, with_user
 from services.embedded.child import Child
 from services.embedded.edge import Edge, nginx
-from services.embedded.errors import StackError, from_log, from_system
+from services.embedded.errors import StackError, from_system
 from services.embedded.inspection import inspection_url
 from services.embedded.kafka import Kafka
 from services.embedded.postgres import DATABASE, Postgres

@@ -1,5 +1,6 @@
 """What goes out over HTTP. One function renders an order, so that the same state has the same bytes."""
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -7,7 +8,7 @@ from pydantic import BaseModel, Field
 
 from services.common import money, openapi
 from services.common.schemas import AT, Currency, Time, UlidText, Version, example
-from services.contracts.orders import Event, Order, OrderStatus, PaymentStatus
+from services.contracts.orders import Event, Members, OrderStatus, PaymentStatus
 from services.orders.domain import ALLOWED_ACTIONS, CancelReason, Command
 from services.orders.schemas import LINES_MAX, ORDER_ID, QUANTITY_MAX, USER_ID, Amount
 
@@ -170,35 +171,50 @@ class StockAnswer(BaseModel):
     model_config = example(product_id=openapi.ULID_EXAMPLE, on_hand=100, reserved=3, available=97, version=2)
 
 
-def order_content(order: Order) -> dict[str, Any]:
+def render_order(order: Members) -> bytes:
+    """The order's bytes: the same for the same state."""
+    return orjson.dumps(_order_content(order))
+
+
+def _order_content(order: Members) -> dict[str, Any]:
     """The order object of API.md; `allowed_actions` depends on the state only."""
     return {
-        "order_id": order.order_id,
-        "user_id": order.user_id,
-        "status": order.status,
-        "payment_status": order.payment_status,
-        "currency": order.currency,
-        "total_amount": order.total_amount,
-        "captured_amount": order.captured_amount,
-        "refunded_amount": order.refunded_amount,
-        "item_count": order.item_count,
-        "version": order.version,
-        "created_at": order.created_at,
-        "updated_at": order.updated_at,
-        "items": order.items,
-        "adjustments": order.adjustments,
-        "expires_at": order.expires_at,
-        "payment_method": order.payment_method,
-        "shipping_address_id": order.shipping_address_id,
-        "tracking": order.tracking,
-        "cancel_reason": order.cancel_reason,
-        "allowed_actions": ALLOWED_ACTIONS[order.status],
+        "order_id": order["order_id"],
+        "user_id": order["user_id"],
+        "status": order["status"],
+        "payment_status": order["payment_status"],
+        "currency": order["currency"],
+        "total_amount": order["total_amount"],
+        "captured_amount": order["captured_amount"],
+        "refunded_amount": order["refunded_amount"],
+        "item_count": order["item_count"],
+        "version": order["version"],
+        "created_at": order["created_at"],
+        "updated_at": order["updated_at"],
+        "items": [
+            {
+                "line_no": item["line_no"],
+                "product_id": item["product_id"],
+                "name": item["name"],
+                "quantity": item["quantity"],
+                "unit_price": item["unit_price"],
+                "line_total": item["line_total"],
+                "shipped_quantity": item["shipped_quantity"],
+                "returned_quantity": item["returned_quantity"],
+            }
+            for item in order["items"]
+        ],
+        "adjustments": [
+            {"kind": one["kind"], "line_no": one["line_no"], "label": one["label"], "amount": one["amount"]}
+            for one in order["adjustments"]
+        ],
+        "expires_at": order["expires_at"],
+        "payment_method": order["payment_method"],
+        "shipping_address_id": order["shipping_address_id"],
+        "tracking": order["tracking"],
+        "cancel_reason": order["cancel_reason"],
+        "allowed_actions": ALLOWED_ACTIONS[order["status"]],
     }
-
-
-def render_order(order: Order) -> bytes:
-    """The order's bytes: the same for the same state."""
-    return orjson.dumps(order_content(order))
 
 
 def render_stock(product_id: str, *, on_hand: int, reserved: int, version: int) -> bytes:
@@ -215,9 +231,9 @@ def render_stock(product_id: str, *, on_hand: int, reserved: int, version: int) 
     )
 
 
-def render_page(data: list[Any], next_cursor: str | None) -> bytes:
-    """A page of orders or events."""
-    return orjson.dumps({"data": data, "next_cursor": next_cursor})
+def render_orders(orders: Iterable[Members], next_cursor: str | None) -> bytes:
+    """A page of orders."""
+    return orjson.dumps({"data": [_order_content(order) for order in orders], "next_cursor": next_cursor})
 
 
 def render_events(events: list[Event], next_cursor: str | None) -> bytes:

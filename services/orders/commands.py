@@ -22,11 +22,11 @@ from services.common.ids import OrderKey
 from services.common.invalidations import keys_of
 from services.common.money import AMOUNT_MAX
 from services.contracts.cache import INVENTORY, ORDER
-from services.contracts.orders import Adjustment, Event, EventType, Order, OrderStatus, apply
+from services.contracts.orders import Adjustment, Event, EventType, Order, OrderStatus, apply, order_of
 from services.orders import domain, steps
 from services.orders.domain import Command, Part
 from services.orders.place import PLACE
-from services.orders.repository import CREATE_MONTH, DELETE_KEYS, DELETE_KEYS_BATCH, LOCK, REPLAY, order_from
+from services.orders.repository import CREATE_MONTH, DELETE_KEYS, DELETE_KEYS_BATCH, LOCK, REPLAY, told
 from services.orders.turns import NoTurnError, Turns
 
 T = TypeVar("T")
@@ -305,7 +305,7 @@ async def _replayed(database: Database, shard: int, key: Key, *, missing: Domain
         idempotency_conflicts_total.labels("key_reused").inc()
         raise key_reused()
     idempotency_replays_total.inc()
-    order = order_from(rows, ids.to_text(rows[0]["resource"]))
+    order = order_of(told(rows))
     moved = {CacheKey(INVENTORY, item.product_id): 0 for item in order.items}  # to what version is not known any more
     return Outcome(order, replayed=True, stale={CacheKey(ORDER, order.order_id): order.version, **moved})
 

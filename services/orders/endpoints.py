@@ -18,7 +18,7 @@ from services.common.http_response import CachedResponse, JsonResponse
 from services.common.idempotency import HEADER, key_from, request_hash
 from services.common.ids import OrderKey
 from services.common.resources import Resources
-from services.contracts.orders import Adjustment
+from services.contracts.orders import Adjustment, members_of
 from services.orders import answers, commands, queries, reads, schemas, stock, summaries
 from services.orders.commands import Caller, Key, Line, Outcome, Placement
 from services.orders.domain import CancelReason, Command, Part
@@ -139,7 +139,7 @@ async def list_orders(request: Request, claims: Claims) -> Response:
         limit=query.limit,
     )
     cursor = None if page.next_position is None else _cursor(page.next_position, filters)
-    return JsonResponse(answers.render_page([answers.order_content(order) for order in page.orders], cursor))
+    return JsonResponse(answers.render_orders(page.orders, cursor))
 
 
 async def get_events(request: Request, claims: Claims) -> Response:
@@ -301,7 +301,7 @@ def _answer(outcome: Outcome, *, status_code: int, headers: dict[str, str]) -> R
     headers["ETag"] = etag(outcome.order.version)
     if outcome.replayed:
         headers["Idempotency-Replayed"] = "true"
-    return JsonResponse(answers.render_order(outcome.order), status_code=status_code, headers=headers)
+    return JsonResponse(answers.render_order(members_of(outcome.order)), status_code=status_code, headers=headers)
 
 
 def _product_id(request: Request) -> UUID:

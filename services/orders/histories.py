@@ -11,7 +11,7 @@ import orjson
 
 from services.common import clock, ids
 from services.common.db import Row, WriteConnection
-from services.contracts.orders import Event, Order, fold
+from services.contracts.orders import Order, order_of, tell
 from services.orders.tables import order_items, orders
 
 Progress = Callable[[str, int, int], None]  # what is being done, and how much of how much is
@@ -91,20 +91,10 @@ class History:
     events: list[Row] = field(default_factory=list)
 
     def order(self) -> Order:
-        """The fold of its events; one of UNFOLDABLE when there is none."""
+        """What its events tell; one of UNFOLDABLE when there is none."""
         text = ids.to_text(self.order_id)
-        order = fold(
-            Event(
-                event_id="",  # the fold does not read it, and its text costs more than all the rest
-                order_id=text,
-                version=row["version"],
-                type=row["type"],
-                occurred_at=row["occurred_at"],
-                actor=row["actor"],
-                data=orjson.loads(row["data"]),
-            )
-            for row in self.events
-        )
+        told = ((row["version"], row["type"], row["occurred_at"], orjson.loads(row["data"])) for row in self.events)
+        order = order_of(tell(told))
         if order.order_id != text:
             raise ValueError(f"its first event is of order {order.order_id}")
         return order

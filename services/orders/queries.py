@@ -10,8 +10,8 @@ from services.common import clock, ids
 from services.common.db import Database, Row
 from services.common.errors import not_found
 from services.common.ids import OrderKey
-from services.contracts.orders import Event, Order
-from services.orders.repository import ALL_EVENTS, GET_EVENTS, events_from, order_from, statement
+from services.contracts.orders import Event, Members
+from services.orders.repository import ALL_EVENTS, GET_EVENTS, events_from, statement, told
 from services.orders.tables import PARTITIONED
 
 MONTHS_PER_PAGE_MAX: Final = 24  # what one list request may walk; beyond that the page is short and has a cursor
@@ -73,7 +73,7 @@ class Position(NamedTuple):
 class Page:
     """Some orders, newest first, and where to go on; a short page may still have a `next_position`."""
 
-    orders: tuple[Order, ...]
+    orders: tuple[Members, ...]
     next_position: Position | None
 
 
@@ -86,10 +86,10 @@ class Stock:
     version: int
 
 
-async def get_order(database: Database, key: OrderKey, reader: Reader) -> Order | None:
+async def get_order(database: Database, key: OrderKey, reader: Reader) -> Members | None:
     """The order as it stands; None when it is missing or not the reader's. One round trip."""
     rows = await _event_rows(database, key, reader, 0, ALL_EVENTS)
-    return order_from(rows, ids.to_text(key.order_id)) if rows else None
+    return told(rows) if rows else None
 
 
 async def get_events(
@@ -139,7 +139,7 @@ async def list_orders(
     found = sorted(
         ((order_id, list(group)) for order_id, group in groupby(rows, key=lambda row: row["order_id"])), reverse=True
     )
-    orders = tuple(order_from(group, ids.to_text(order_id)) for order_id, group in found)
+    orders = tuple(told(group) for _, group in found)
     if len(orders) == limit:
         last = ids.order_key(found[-1][0])
         return Page(orders, Position(last.created_at, last.order_id))

@@ -30,7 +30,7 @@ async def get_order(
 
     async def load() -> Entry | None:
         order = await queries.get_order(database, *asked())
-        return None if order is None else Entry(order.user_id, order.version, answers.render_order(order))
+        return None if order is None else Entry(order["user_id"], order["version"], answers.render_order(order))
 
     return await read_through(cache, Key(ORDER, order_id), load, reader=owner, min_version=min_version)
 

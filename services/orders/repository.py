@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from services.common import clock, db, ids
 from services.common.db import Row, Statement
 from services.common.inbox import Inbox
-from services.contracts.orders import Event, Order, fold
+from services.contracts.orders import Event, Members, tell
 from services.orders.tables import SCHEMA, metadata
 
 # A parameter named like a column has its type; these are the others. What is in neither is text.
@@ -70,24 +70,29 @@ def statement(name: str, sql: str) -> Statement:
 
 def events_from(rows: Iterable[Row], order_id: str) -> list[Event]:
     """The events in `rows`, skipping the row of NULLs that stands for none."""
-    return [_event(row, order_id, ids.to_text(row["event_id"])) for row in rows if row["version"] is not None]
+    return [
+        Event(
+            event_id=ids.to_text(row["event_id"]),
+            order_id=order_id,
+            version=row["version"],
+            type=row["type"],
+            occurred_at=clock.to_text(row["occurred_at"]),
+            actor=row["actor"],
+            data=orjson.loads(row["data"]),
+        )
+        for row in rows
+        if row["version"] is not None
+    ]
 
 
-def order_from(rows: Iterable[Row], order_id: str) -> Order:
-    """The fold of the events in `rows`, which are all of an order's up to some version."""
-    return fold(_event(row, order_id, "") for row in rows)  # the fold reads no event ids, and their text costs
+def told(rows: Iterable[Row]) -> Members:
+    """What the events in `rows`, which are all of an order's up to some version, tell of it."""
+    return tell((row["version"], row["type"], _time(row), orjson.loads(row["data"])) for row in rows)
 
 
-def _event(row: Row, order_id: str, event_id: str) -> Event:
-    return Event(
-        event_id=event_id,
-        order_id=order_id,
-        version=row["version"],
-        type=row["type"],
-        occurred_at=clock.to_text(row["occurred_at"]),
-        actor=row["actor"],
-        data=orjson.loads(row["data"]),
-    )
+def _time(row: Row) -> str:
+    # The first event has it in its data: there it is not read, and it costs.
+    return "" if row["version"] == 1 else clock.to_text(row["occurred_at"])
 
 
 # The key's first answer: its events up to the version that answer showed. Two primary keys, one partition.

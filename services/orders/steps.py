@@ -12,11 +12,11 @@ from services.common.cached import Key
 from services.common.db import WriteConnection
 from services.common.ids import OrderKey
 from services.common.invalidations import keys_of
-from services.contracts.orders import Event, Order, apply
+from services.contracts.orders import Event, Order, apply, order_of
 from services.orders import domain
 from services.orders.advance import ADVANCE
 from services.orders.domain import Step
-from services.orders.repository import ALL_EVENTS, GET_EVENTS, order_from
+from services.orders.repository import ALL_EVENTS, GET_EVENTS, told
 
 NOTHING: Final[Mapping[str, Any]] = {}
 
@@ -26,7 +26,7 @@ async def read(connection: WriteConnection, key: OrderKey) -> Order:
     events = await GET_EVENTS.rows(
         connection, **key._asdict(), user_id=None, any_owner=True, after_version=0, limit=ALL_EVENTS
     )
-    return order_from(events, ids.to_text(key.order_id))
+    return order_of(told(events))
 
 
 async def take(

@@ -19,6 +19,7 @@ FROZEN_SECONDS = 10.0
 CUT_SECONDS = 3.0
 WELL_WITHIN_SECONDS = 20.0
 AGAIN_WITHIN_SECONDS = 1.0  # in a burst: it has hardly begun to work
+SERVES_WITHIN_SECONDS = 240.0  # the gateway waits for Kafka, which may be killed eight times in a row meanwhile
 _EVERY_SECONDS = 0.05
 
 Fault = Callable[[], Awaitable[None]]
@@ -78,7 +79,7 @@ class Storm:
             await self.stack.kill(part)
             assert not psutil.pid_exists(pid), f"{part} survived"
             self.fired[part]["killed"] += 1
-            await self.stack.ready(part)
+            await self.stack.ready(part, timeout_seconds=SERVES_WITHIN_SECONDS)
             assert self.stack.pid(part) not in {pid, None}
 
     async def _end(self, part: str) -> None:
@@ -91,7 +92,7 @@ class Storm:
 
         await eventually(gone, f"{part} ends", seconds=60)
         self.fired[part]["ended"] += 1
-        await self.stack.ready(part)
+        await self.stack.ready(part, timeout_seconds=SERVES_WITHIN_SECONDS)
 
     async def _freeze(self, part: str) -> None:
         pid = self.stack.pid(part)

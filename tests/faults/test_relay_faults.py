@@ -49,6 +49,16 @@ INSERT INTO orders.outbox (shard, slice, order_id, created_at, version) VALUES (
 RETURNING slice, position
 """
 
+GATE = 20261  # an advisory lock: who deletes waits at it, and who writes does not
+MAKE_GATE = f"""
+CREATE FUNCTION public.pass_gate() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared({GATE});
+    RETURN NULL;
+END $$;
+CREATE TRIGGER gate BEFORE DELETE ON orders.outbox FOR EACH STATEMENT EXECUTE FUNCTION public.pass_gate();
+"""
+
 
 @dataclass
 class Writer:
@@ -126,17 +136,12 @@ class Relays:
         return time.monotonic() - started
 
     async def all_wait_to_delete(self) -> bool:
-        """Each has published a batch that it cannot delete. False when that is not so for a second."""
-        deadline = time.monotonic() + 1
-        while time.monotonic() < deadline:
-            found = await self.owner.fetchval(
-                "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'outbox-relay'"
-                " AND query LIKE '%DELETE FROM orders.outbox%' AND cardinality(pg_blocking_pids(pid)) > 0"
-            )
-            if found == len(self.living):
-                return True
-            await asyncio.sleep(0.01)
-        return False
+        """Each has published a batch that it cannot delete."""
+        found = await self.owner.fetchval(
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'outbox-relay'"
+            " AND query LIKE '%DELETE FROM orders.outbox%' AND cardinality(pg_blocking_pids(pid)) > 0"
+        )
+        return bool(found == len(self.living))
 
 
 @asynccontextmanager
@@ -174,22 +179,14 @@ class Applied:
 
 async def _freeze_at_the_worst_moment(relays: Relays, chosen: asyncio.subprocess.Process) -> None:
     """All relays have published and wait to delete; `chosen` is frozen there and loses its connections."""
-    blocking = await asyncpg.connect(relays.stack.addresses.postgres)
-
-    async def caught() -> bool:
-        await blocking.execute("BEGIN; LOCK TABLE orders.outbox IN SHARE MODE")
-        if await relays.all_wait_to_delete():
-            return True
-        await blocking.execute("ROLLBACK")  # one had nothing to publish just then, and nobody can write any more
-        return False
-
-    await eventually(caught, "every relay waits to delete")
+    shut = await asyncpg.connect(relays.stack.addresses.postgres)
+    await shut.execute("SELECT pg_advisory_lock($1)", GATE)
+    await eventually(relays.all_wait_to_delete, "every relay waits to delete")
     freeze(chosen.pid)
     await relays.owner.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'outbox-relay'"
     )
-    await blocking.execute("ROLLBACK")
-    await blocking.close()
+    await shut.close()
 
 
 def _overtaken(writers: Sequence[Writer], published_ms: Mapping[tuple[str, int], int]) -> int:
@@ -209,6 +206,7 @@ async def test_relays_killed_frozen_and_cut_off_lose_nothing_and_keep_every_orde
 ) -> None:
     connections = [await asyncpg.connect(servers.addresses.postgres) for _ in range(3)]
     owner = connections[0]
+    await owner.execute(MAKE_GATE)
     database = Database(servers.addresses.postgres, application_name="test")
     await database.open()
     await ensure_topic(servers.addresses.kafka, ORDERS_TOPIC)

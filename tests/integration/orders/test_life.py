@@ -22,7 +22,7 @@ from hypothesis.stateful import (
 
 from services.common.after_commit import AfterCommit
 from services.common.db import Database
-from services.contracts.orders import Event, fold
+from services.contracts.orders import Event, fold, members_of
 from services.contracts.payments import PaymentState
 from services.orders import invariants
 from services.orders.answers import render_order
@@ -304,7 +304,7 @@ class Life(RuleBasedStateMachine):
     def teardown(self) -> None:
         for order in self.orders:
             page = self.wait(self.shop.get(f"/v1/orders/{order.shown['order_id']}/events", limit=1000)).json()
-            assert render_order(fold(Event(**event) for event in page["data"])) == order.answer
+            assert render_order(members_of(fold(Event(**event) for event in page["data"]))) == order.answer
         assert self.wait(invariants.verify(self.inspect_url)).violated == []
 
     # --- how it is done

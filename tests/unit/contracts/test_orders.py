@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.contracts.orders import Adjustment, Event, EventType, Order, apply, fold
+from services.contracts.orders import Adjustment, Event, EventType, Order, apply, fold, members_of, order_of, tell
 
 LINES = st.lists(st.integers(1, 5), min_size=1, max_size=4)
 STEPS = st.lists(
@@ -87,6 +87,15 @@ def test_version_time_and_header_are_those_of_the_last_event(quantities: list[in
     assert all(item.shipped_quantity == item.returned_quantity == 0 for item in order.items[1:])
     assert order.cancel_reason == ("staff" if "order.cancelled" in steps else None)
     assert order.tracking == ("T" if "order.shipped" in steps else None)
+
+
+@given(LINES, STEPS)
+def test_what_is_told_to_be_shown_is_the_order(quantities: list[int], steps: list[str]) -> None:
+    events = story(quantities, steps)
+    untouched = copy.deepcopy(events)
+    told = tell((event.version, event.type, event.occurred_at, event.data) for event in events)
+    assert order_of(told) == fold(events) == order_of(members_of(fold(events)))
+    assert events == untouched
 
 
 @given(LINES, STEPS, st.data())
