@@ -6,6 +6,7 @@ index from reading a table, not one page more from one less; what a statement re
 
 import importlib
 import inspect
+import json
 import pkgutil
 import secrets
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -16,11 +17,14 @@ import asyncpg
 import pytest
 
 import services
+from loadtests.explain import Plan
 from loadtests.occasions import BATCH, DAYS, PAGE, Occasion, occasions
 from services.catalog.queries import CANDIDATES_MAX
 from services.common.db import Statement
 from services.embedded.supervisor import Stack
+from services.orders.invariants import OF_PAGES
 from services.orders.queries import MONTHS_PER_PAGE_MAX
+from services.orders.rules import INVARIANTS, Scope
 from services.orders.seed_model import CURRENCIES
 from tests.conftest import with_database
 from tests.plans import large
@@ -223,6 +227,28 @@ async def test_a_statement_finds_its_rows_by_its_indexes_in_its_months(
     assert plan.rows_read() <= guard.rows
     assert plan.rows_sorted() <= guard.sorts
     assert plan.buffers() <= guard.blocks
+
+
+@pytest.mark.parametrize("name", [one.name for one in INVARIANTS if one.scope is Scope.PAGE and one.sql])
+async def test_what_is_verified_of_a_page_reads_each_of_its_rows_once(connection: "Connection", name: str) -> None:
+    # Fewer orders than a step of the histogram of ids (8,300 of a month by 100), as 2,000 of 833,000 are.
+    page = 50
+    (sql,) = (one.sql for one in INVARIANTS if one.name == name)
+    async with connection.transaction():
+        for setting, value in OF_PAGES.items():
+            await connection.execute("SELECT set_config($1, $2, true)", setting, value)
+        bounds = await connection.fetchrow(
+            "SELECT month, month + INTERVAL '1 month' AS next, (array_agg(order_id))[1] AS over,"
+            "       (array_agg(order_id))[$1] AS upto"
+            " FROM (SELECT order_id, date_trunc('month', created_at) AS month FROM orders.orders"
+            "       WHERE created_at >= now() - INTERVAL '100 days' ORDER BY order_id) o"
+            " GROUP BY month ORDER BY month LIMIT 1",
+            page + 1,
+        )
+        found = await connection.fetchval(f"EXPLAIN (ANALYZE, VERBOSE, FORMAT JSON) {sql}", *bounds)
+    plan = Plan(json.loads(found)[0]["Plan"])
+    assert plan.rows_read() <= 10 * page
+    assert max(plan.touched().values()) == 1
 
 
 def test_every_statement_has_a_guard_or_a_reason_to_have_none() -> None:

@@ -460,7 +460,7 @@ async def test_while_kafka_is_away_rows_wait_and_then_go_out_in_order(
         async def waits() -> bool:
             return _failures() >= failures + 2 and metric("outbox_depth", outbox="orders") == 16
 
-        await eventually(waits, "failures and depth in metrics", seconds=20)
+        await eventually(waits, "failures and depth in metrics", seconds=40)
         assert await owner.fetchval("SELECT count(*) FROM orders.outbox") == 16
         assert metric("breaker_state", breaker="kafka") > 0
 
