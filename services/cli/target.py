@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from math import inf
 
 import typer
 from rich.console import Console
@@ -25,7 +26,7 @@ SHARE_OF_PRIMARY = 0.5  # of one connection's time: a long reader there rests as
 
 @dataclass(frozen=True)
 class Source:
-    """What a long reader reads: the database as its owner, and at most how much of the time."""
+    """What a long reader reads, as its owner; and how much of one connection's time all of its own may take."""
 
     url: str
     share: float
@@ -52,10 +53,10 @@ def source(*, primary: bool, fast: bool) -> Source:
     """
     replica = None if primary else Addresses.running(StackSettings()).replica_as_owner
     if replica is None:
-        return Source(owner_url(), 1.0 if fast else SHARE_OF_PRIMARY)
+        return Source(owner_url(), inf if fast else SHARE_OF_PRIMARY)
     match _reached(replica):
         case True:
-            return Source(replica, 1.0)
+            return Source(replica, inf)
         case False:
             trouble = "What should be the replica is a primary"
         case None:

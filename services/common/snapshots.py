@@ -59,12 +59,13 @@ async def unhurried(url: str, application_name: str) -> AsyncIterator[WriteConne
 class Snapshots:
     """One short snapshot after another, which take at most `share` of the time; the rest of it is the database's own.
 
-    What the caller does between two of them counts as rest. `repeated` is how many had to be taken again.
+    What the caller does between two of them counts as rest, and a share of 1 or more leaves none. `repeated` is how
+    many had to be taken again.
     """
 
     def __init__(self, database: Database, *, share: float = 1.0) -> None:
         self._database = database
-        self._rest_factor = (1 - share) / share
+        self._rest_factor = max(0.0, 1 / share - 1)
         self._rested_at = 0.0
         self.repeated = 0
 

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from math import inf
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -264,3 +265,12 @@ async def test_who_reads_half_of_the_time_rests_as_long_as_it_has_read(past: Sta
         for _ in range(3):
             await reader.read(read)
         assert time.monotonic() - started >= 3 * 0.2 + 2 * 0.2
+
+
+async def test_who_may_read_all_of_the_time_does_not_rest_however_many_share_it(past: Stack) -> None:
+    async with unhurried_database(past.addresses.postgres, "test") as database:
+        for share, rests in ((inf / 2, False), (1.0, False), (1.0 / 2, True)):
+            reader = Snapshots(database, share=share)
+            await reader.read(lambda connection: connection.fetchval("SELECT pg_sleep(0.2)"))
+            ended = time.monotonic()
+            assert (reader._rested_at > ended) is rests
