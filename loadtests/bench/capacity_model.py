@@ -6,6 +6,7 @@ what a reader is shown is what is reckoned.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from math import inf
 from typing import Any, Final
 
 from loadtests.bench.capacity_figures import names
@@ -239,11 +240,13 @@ def reckoned(measured: Mapping[str, Any], parameters: Parameters) -> dict[str, f
 def reached(measured: Mapping[str, Any], parameters: Parameters) -> dict[str, float]:
     """Orders a year at which each limit is met at the peak, by the limit's need; needs grow with orders in proportion.
 
-    What rounding and a least number of processes add is left out.
+    What rounding and a least number of processes add is left out. Infinity where nothing was measured of a need: in a
+    quick run it may be less than a tick of the clock.
     """
     many = replace(parameters, orders_per_year=1e12, spare=0, others=0)
     needs = reckoned(measured, many)
-    return {limit.need: 1e12 * _value(limit.there, asdict(many)) / needs[limit.need] for limit in LIMITS}
+    there = {limit.need: _value(limit.there, asdict(many)) for limit in LIMITS}
+    return {need: 1e12 * amount / needs[need] if needs[need] else inf for need, amount in there.items()}
 
 
 def _value(text: str, known: Mapping[str, Any]) -> float:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from math import inf
 from typing import Any
 
 import orjson
@@ -35,6 +36,12 @@ def test_a_limit_is_reached_where_it_is_said_to_be(measured: Mapping[str, Any]) 
     needs = reckoned(measured, replace(shop, orders_per_year=at["commits"]))
     assert needs["commits"] == pytest.approx(shop.server_syncs)
     assert {limit.need for limit in LIMITS} <= needs.keys()
+
+
+def test_what_was_too_little_to_measure_is_never_full(measured: Mapping[str, Any]) -> None:
+    nothing = {**measured, "summaries": {**measured["summaries"], "us": 0.0}}
+    assert inf in reached(nothing, Parameters()).values()
+    assert "inf" in document(nothing)["capacity: limits"]
 
 
 def test_the_average_is_the_peak_without_its_factor(measured: Mapping[str, Any]) -> None:
