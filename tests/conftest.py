@@ -27,6 +27,7 @@ from services.embedded.supervisor import Stack
 from services.orders.settings import OrdersSettings
 from tests.catalog import Catalogue, opened_catalogue
 from tests.customers import Customers, opened_customers
+from tests.serving import serving_as
 from tests.shop import AUDIENCE, Shop, opened_shop
 
 UNUSED_KAFKA = "127.0.0.1:1"
@@ -204,14 +205,8 @@ async def issuer(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tupl
     listener.bind(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     app = issuer_process.create_app(home, url, AUDIENCE)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))
-    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined] # pytest keeps its own
-    task = asyncio.create_task(server.serve(sockets=[listener]))
-    while not server.started:
-        await asyncio.sleep(0.01)
-    yield home, url
-    server.should_exit = True
-    await task
+    async with serving_as(uvicorn.Config(app, log_config=None, lifespan="off"), listener):
+        yield home, url
 
 
 @pytest.fixture

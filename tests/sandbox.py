@@ -24,6 +24,7 @@ from services.common.signature import is_signed
 from services.embedded.callbacks import HEADER
 from services.embedded.program import answers
 from services.embedded.room import free_port_base
+from tests.serving import serving_as
 
 SECRET = "a secret that the sandbox and its caller share"
 
@@ -129,16 +130,8 @@ async def somebody_called() -> AsyncIterator[Called]:
     listener.bind(("127.0.0.1", 0))
     called = Called(f"http://127.0.0.1:{listener.getsockname()[1]}/callbacks")
     app = Starlette(routes=[Route("/callbacks", called.take, methods=["POST"])])
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))
-    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined] # pytest keeps its own
-    task = asyncio.create_task(server.serve(sockets=[listener]))
-    while not server.started:
-        await asyncio.sleep(0.01)
-    try:
+    async with serving_as(uvicorn.Config(app, log_config=None, lifespan="off"), listener):
         yield called
-    finally:
-        server.should_exit = True
-        await task
 
 
 async def ledger(url: str) -> list[dict[str, object]]:

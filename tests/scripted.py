@@ -1,6 +1,5 @@
 """A real HTTP server that answers as a test has told it to, and remembers what it was asked."""
 
-import asyncio
 import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -14,6 +13,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
+
+from tests.serving import serving_as
 
 HANGS: Final = 0  # as a status: nothing is answered until the caller leaves
 CUT: Final = -1  # the answer begins, and the connection is closed
@@ -61,13 +62,6 @@ async def scripted_server() -> AsyncIterator[Scripted]:
     listener.bind(("127.0.0.1", 0))
     scripted = Scripted(f"http://127.0.0.1:{listener.getsockname()[1]}")
     app = Starlette(routes=[Route("/{path:path}", scripted.answer, methods=["GET", "POST", "DELETE"])])
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=1))
-    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined] # pytest keeps its own
-    task = asyncio.create_task(server.serve(sockets=[listener]))
-    while not server.started:
-        await asyncio.sleep(0.01)
-    try:
+    config = uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=1)
+    async with serving_as(config, listener):
         yield scripted
-    finally:
-        server.should_exit = True
-        await task

@@ -46,7 +46,8 @@ async def wrk(url: str, script: str, seconds: float, *, status: int) -> Work:
         file.write(script + _TOLD % told)
         file.flush()
         process = await asyncio.create_subprocess_exec(
-            *("wrk", "-t1", f"-c{CONNECTIONS}", f"-d{_FOREVER}", "-s", file.name, url),
+            *("wrk", "-t1", f"-c{CONNECTIONS}", f"-d{_FOREVER}", f"--timeout={_PATIENCE_SECONDS:.0f}s"),
+            *("-s", file.name, url),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )

@@ -49,6 +49,7 @@ SESSION: Final[Mapping[str, str]] = {
     "jit": "off",
     "TimeZone": "UTC",
 }
+OPEN_TIMEOUT_SECONDS: Final = 10.0  # of the first connection: no request waits for it yet, and slow is not dead
 CONNECT_TIMEOUT_SECONDS: Final = 0.5
 ACQUIRE_TIMEOUT_SECONDS: Final = (
     2.5  # a little over lock_timeout: whoever queues behind one frozen lock still gets its turn
@@ -158,21 +159,25 @@ class Database:
 
     async def open(self) -> None:
         """Connections can be taken afterwards. Raises TransientError when the server does not answer."""
+        connecting: dict[str, Any] = {
+            "command_timeout": self._command_timeout_seconds,
+            "max_cached_statement_lifetime": 0,  # the default of 300 s makes every connection plan anew
+            "server_settings": self._settings,
+        }
         pool = asyncpg.create_pool(
             self._url,
             min_size=self._size_min,
             max_size=self._size_max,
-            timeout=CONNECT_TIMEOUT_SECONDS,
-            command_timeout=self._command_timeout_seconds,
-            max_cached_statement_lifetime=0,  # the default of 300 s makes every connection plan anew
             max_inactive_connection_lifetime=0,
             reset=_no_reset,
-            server_settings=self._settings,
+            timeout=OPEN_TIMEOUT_SECONDS,
+            **connecting,
         )
         try:
             await pool
         except (asyncpg.PostgresError, *CONNECTION_LOST) as error:
             raise translate(error) from error
+        pool.set_connect_args(self._url, timeout=CONNECT_TIMEOUT_SECONDS, **connecting)
         self._pool = pool
         metrics.db_pool_connections.labels(self._label, "open").set_function(pool.get_size)
         idle = metrics.db_pool_connections.labels(self._label, "idle")

@@ -21,6 +21,7 @@ from tests.catalog import TEAPOT, Catalogue, new_product_id
 from tests.contracts.description import refused
 from tests.integration.catalog.test_races import NEW
 from tests.integration.relay.conftest import eventually, metric
+from tests.serving import serving_as
 
 if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]
@@ -172,18 +173,8 @@ async def test_a_product_that_somebody_creates_meanwhile_is_replaced(catalogue: 
 @asynccontextmanager
 async def served(settings: CatalogSettings) -> AsyncIterator[int]:
     """catalog-api on a port of its own: what streams is seen only over a socket."""
-    config = uvicorn.Config(api.create_app(settings), port=0, log_config=None, date_header=False)
-    server = uvicorn.Server(config)
-    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined] # pytest keeps its own
-    task = asyncio.create_task(server.serve())
-
-    async def started() -> bool:
-        return server.started
-
-    await eventually(started, "it serves")
-    yield int(server.servers[0].sockets[0].getsockname()[1])
-    server.should_exit = True
-    await task
+    async with serving_as(uvicorn.Config(api.create_app(settings), log_config=None, date_header=False)) as port:
+        yield port
 
 
 class Upload:

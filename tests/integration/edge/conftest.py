@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.edge import Origin, Running, running
-from tests.integration.realtime.conftest import serving
+from tests.serving import serving
 
 
 @dataclass

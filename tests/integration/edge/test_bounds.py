@@ -13,7 +13,7 @@ import httpx
 from tests.conftest import free_port
 from tests.edge import Origin, Running, kept, running
 from tests.faults.waiting import eventually
-from tests.integration.realtime.conftest import serving
+from tests.serving import serving
 
 LISTING = "/v1/products"
 LONG = (1, 60)

@@ -17,7 +17,7 @@ from services.realtime.settings import RealtimeSettings
 from tests.catalog import Catalogue
 from tests.conftest import UNUSED_KAFKA
 from tests.edge import Running, kept, running
-from tests.integration.realtime.conftest import serving
+from tests.serving import serving
 from tests.shop import Shop
 
 

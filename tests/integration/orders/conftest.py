@@ -1,7 +1,6 @@
 """The shop, with every response held against the OpenAPI document; shops with a clock of their own, and on a socket."""
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from services.orders import api
 from services.orders.settings import OrdersSettings
 from tests.conftest import UNUSED_KAFKA
 from tests.contracts.description import Description
+from tests.serving import serving_as
 from tests.shop import Shop, opened_shop
 
 OpenShop = Callable[[clock.Clock], AbstractAsyncContextManager[Shop]]
@@ -103,9 +103,6 @@ async def served(
     description: Description,
 ) -> AsyncIterator[Served]:
     """orders-api as it is run, on a free port."""
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    port = listener.getsockname()[1]
     config = uvicorn.Config(
         api.create_app(orders_settings),
         log_config=None,
@@ -114,14 +111,9 @@ async def served(
         date_header=False,
         timeout_graceful_shutdown=1,
     )
-    server = uvicorn.Server(config)
-    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined] # pytest keeps its own
-    task = asyncio.create_task(server.serve(sockets=[listener]))
-    while not server.started:
-        await asyncio.sleep(0.01)
-    async with httpx.AsyncClient(
-        base_url=f"http://127.0.0.1:{port}", event_hooks={"response": [description.check]}, timeout=30
-    ) as client:
+    hooks = {"response": [description.check]}
+    async with (
+        serving_as(config) as port,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", event_hooks=hooks, timeout=30) as client,
+    ):
         yield Served(Shop(client, orders_settings, issuer[0], owner), port)
-    server.should_exit = True
-    await task

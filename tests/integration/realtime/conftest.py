@@ -14,16 +14,13 @@ import asyncpg
 import httpx
 import orjson
 import pytest
-import uvicorn
 from prometheus_client import CollectorRegistry, Gauge, start_http_server
-from starlette.types import ASGIApp
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
-from services.common import server, stream
+from services.common import stream
 from services.common.publisher import Publisher
-from services.common.server import SocketLimits
 from services.common.stream import Message
 from services.contracts import envelope
 from services.orders import api as orders_api
@@ -32,28 +29,13 @@ from services.realtime import api
 from services.realtime.endpoints import Context
 from services.realtime.settings import RealtimeSettings
 from tests.faults.waiting import eventually
+from tests.serving import serving
 from tests.shop import Shop
 
 COMES_WITHIN_SECONDS = 20.0
 ALL = "orders:read orders:read:any"
 
 Owner: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
-
-
-@asynccontextmanager
-async def serving(app: ASGIApp, limits: SocketLimits | None = None, port: int = 0) -> AsyncIterator[int]:
-    """`app` as a process serves it; gives its port. SIGTERM's way of stopping at the end."""
-    config = server.configuration(app, "127.0.0.1", port, limits)
-    listener = server.listener(config, limits)
-    uvicorn_server = uvicorn.Server(config)
-    task = asyncio.create_task(uvicorn_server.serve(sockets=[listener]))
-    while not uvicorn_server.started:
-        await asyncio.sleep(0.01)
-        if task.done():
-            task.result()
-    yield listener.getsockname()[1]
-    uvicorn_server.should_exit = True
-    await task
 
 
 @dataclass

@@ -13,7 +13,8 @@ from services.common.stream import Message
 from services.orders import api as orders_api
 from tests.conftest import free_port
 from tests.faults.waiting import eventually
-from tests.integration.realtime.conftest import ALL, Gateway, Open, Wire, serving
+from tests.integration.realtime.conftest import ALL, Gateway, Open, Wire
+from tests.serving import serving
 from tests.shop import Shop
 
 OTHER = "00000000-0000-4000-8000-000000000001"
