@@ -55,7 +55,7 @@ class Sandbox:
                 "ORDERS_LOG_LEVEL": "WARNING",
             },
         )
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while not await answers(self.port, "/healthz"):
                 assert self.process.returncode is None, "payments-sandbox ended"
                 await asyncio.sleep(0.02)
@@ -73,7 +73,7 @@ class Sandbox:
         assert self.process is not None
         if self.process.returncode is None:
             self.process.send_signal(number)
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             return await self.process.wait()
 
 
@@ -110,13 +110,13 @@ class Called:
 
     async def told(self, order_id: str, *, times: int = 1) -> list[dict[str, Any]]:
         """The callbacks of an order that came, once there are so many."""
-        async with asyncio.timeout(30), self.came:
+        async with asyncio.timeout(60), self.came:
             await self.came.wait_for(lambda: len(self._of(order_id)) >= times)
             return self._of(order_id)
 
     async def until_refused(self, times: int) -> None:
         """So many were not taken."""
-        async with asyncio.timeout(30), self.came:
+        async with asyncio.timeout(60), self.came:
             await self.came.wait_for(lambda: self.refused >= times)
 
     def _of(self, order_id: str) -> list[dict[str, Any]]:
@@ -138,7 +138,7 @@ async def ledger(url: str) -> list[dict[str, object]]:
     """Every payment that the sandbox has, over HTTP."""
     payments: list[dict[str, object]] = []
     told: dict[str, str] = {"changed_since": "2026-01-01T00:00:00Z"}
-    async with httpx.AsyncClient(base_url=url) as http:
+    async with httpx.AsyncClient(base_url=url, timeout=30) as http:
         while told:
             page = (await http.get("/v1/payments", params=told)).raise_for_status().json()
             payments += page["data"]

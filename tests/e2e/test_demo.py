@@ -147,7 +147,7 @@ async def _pasted(line: str) -> Any:
     shell = await asyncio.create_subprocess_exec(
         *("bash", "-c", line), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
-    out, err = await asyncio.wait_for(shell.communicate(), 20)
+    out, err = await asyncio.wait_for(shell.communicate(), 60)
     assert shell.returncode == 0, err
     return json.loads(out)
 
@@ -156,12 +156,12 @@ async def _a_product_reaches_kafka(home: Home, endpoints: dict[str, Any]) -> Non
     code, out, err = await home.orders("token", "--scope", "catalog:write")
     assert code == 0, err
     path = "/v1/products/01JD5Q0000E2WXGF4K4Z7D3M5T"
-    async with httpx.AsyncClient(base_url=endpoints["catalog"]) as client:
+    async with httpx.AsyncClient(base_url=endpoints["catalog"], timeout=30) as client:
         teapot = {"name": "Teapot", "price": 1999, "currency": "USD", "active": True}
         put = await client.put(path, json=teapot, headers={"Authorization": f"Bearer {out.strip()}"})
         assert put.status_code == 201, put.text
         assert (await client.get(path)).json() == put.json()
-    async with asyncio.timeout(20), reading(endpoints["kafka"], CATALOG_TOPIC, from_beginning=True) as messages:
+    async with asyncio.timeout(60), reading(endpoints["kafka"], CATALOG_TOPIC, from_beginning=True) as messages:
         events = (json.loads(message.value) async for message in messages)
         event = await anext(event async for event in events if path.endswith(event["product_id"]))
     assert event["data"] == {"product": put.json()}
@@ -171,7 +171,7 @@ async def _an_order_is_sent_to_an_address_of_its_buyers(home: Home, endpoints: d
     code, out, err = await home.orders("token", "--scope", "profile orders:read orders:write")
     assert code == 0, err
     headers = {"Authorization": f"Bearer {out.strip()}", "Idempotency-Key": "sent"}
-    async with httpx.AsyncClient(base_url=endpoints["customers"], headers=headers) as client:
+    async with httpx.AsyncClient(base_url=endpoints["customers"], headers=headers, timeout=30) as client:
         started = await client.patch("/v1/me", json={"name": "Ada"}, headers={"If-Match": '"1"'})
         assert started.status_code == 200, started.text
         square = {"name": "Ada", "lines": ["St James's Square 12"], "city": "London", "country": "GB"}
@@ -179,7 +179,7 @@ async def _an_order_is_sent_to_an_address_of_its_buyers(home: Home, endpoints: d
         assert added.status_code == 201, added.text
         address_id = added.json()["address_id"]
         found = (await client.get("/v1/me/export")).json()["orders"]["href"]
-    async with httpx.AsyncClient(headers=headers) as client:
+    async with httpx.AsyncClient(headers=headers, timeout=30) as client:
         body = {"currency": "USD", "items": [{"product_id": product, "quantity": 1}], "shipping_address_id": address_id}
         placed = await client.post(f"{endpoints['orders']}/v1/orders", json=body)
         assert placed.json()["shipping_address_id"] == address_id, placed.text
@@ -193,7 +193,7 @@ async def _an_order_is_watched_to_its_end(home: Home, endpoints: dict[str, Any],
     assert code == 0, err
     headers = {"Authorization": f"Bearer {token.strip()}"}
     path = f"/v1/orders/{order['order_id']}"
-    async with httpx.AsyncClient(base_url=endpoints["orders"], headers=headers) as client:
+    async with httpx.AsyncClient(base_url=endpoints["orders"], headers=headers, timeout=30) as client:
         cancelled = await client.post(
             f"{path}/cancel", json={}, headers={"Idempotency-Key": "watched", "If-Match": '"1"'}
         )
@@ -233,7 +233,7 @@ async def _an_order_is_followed_through_the_edge(
 ) -> None:
     if "edge" not in endpoints:
         return
-    async with httpx.AsyncClient(base_url=endpoints["edge"]) as client:
+    async with httpx.AsyncClient(base_url=endpoints["edge"], timeout=30) as client:
         said = [(await client.get("/v1/products")).headers["cache-status"] for _ in range(2)]
         assert said == ["edge; fwd=uri-miss", "edge; hit"]
         assert (await client.get(f"/v1/orders/{order['order_id']}", headers=headers)).json() == order
@@ -243,7 +243,7 @@ async def _an_order_is_followed_through_the_edge(
     token = headers["Authorization"].removeprefix("Bearer ")
     protocols = [Subprotocol("orders.v1"), Subprotocol(f"bearer.{token}")]
     url = endpoints["edge"].replace("http", "ws") + "/v1/stream"
-    async with asyncio.timeout(20), connect(url, subprotocols=protocols) as socket:
+    async with asyncio.timeout(60), connect(url, subprotocols=protocols) as socket:
         await socket.send(json.dumps({"subscribe": {"order_id": order["order_id"], "after_version": 0}}))
         assert "subscribed" in json.loads(await socket.recv())
         assert json.loads(await socket.recv())["type"] == "order.placed"
@@ -267,7 +267,7 @@ async def test_up_serves_what_it_prints_stops_on_sigterm_and_keeps_its_data(home
         assert endpoints["postgres"].startswith("postgresql://orders_inspect:")
         ours = {"orders-api", "catalog-api", "customers-api", "outbox-relay", "orders-maintenance", "orders-projector"}
         assert ours | {"realtime-gateway", "payments-worker"} <= set(endpoints["metrics"])
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(timeout=30) as client:
             for name, url in endpoints["metrics"].items():
                 assert f'process_info{{process="{name}"}}' in (await client.get(url)).text
             assert f"{endpoints['orders']}/docs" in printed
@@ -298,7 +298,7 @@ async def test_up_serves_what_it_prints_stops_on_sigterm_and_keeps_its_data(home
         code, out, err = await home.orders("token", "--sub", order["user_id"], "--scope", "orders:read orders:write")
         assert code == 0, err
         headers = {"Authorization": f"Bearer {out.strip()}"}
-        async with httpx.AsyncClient(base_url=endpoints["orders"], headers=headers) as client:
+        async with httpx.AsyncClient(base_url=endpoints["orders"], headers=headers, timeout=30) as client:
             assert (await client.get(f"/v1/orders/{order['order_id']}")).json() == order
             body = {"currency": "USD", "items": [{"product_id": product, "quantity": 1}]}
             second = await client.post("/v1/orders", json=body, headers={"Idempotency-Key": "e2e"})
@@ -315,7 +315,7 @@ async def test_up_serves_what_it_prints_stops_on_sigterm_and_keeps_its_data(home
     async with _up(home, *_with_nginx()) as (again, _):
         assert {name: url for name, url in again.items() if name != "edge"} == endpoints
         await _an_order_is_followed_through_the_edge(again, order, headers)
-        async with httpx.AsyncClient(base_url=again["orders"], headers=headers) as client:
+        async with httpx.AsyncClient(base_url=again["orders"], headers=headers, timeout=30) as client:
             assert (await client.get(f"/v1/orders/{order['order_id']}")).json() == order
             replay = await client.post("/v1/orders", json=body, headers={"Idempotency-Key": "e2e"})
             assert (replay.status_code, replay.content) == (201, second.content)
@@ -405,7 +405,7 @@ async def test_a_process_starts_with_the_folders_of_the_others_deleted(
 
         await _eventually(serves, f"{alone.path} answers", seconds=30)
         process.send_signal(signal.SIGTERM)
-        code = await asyncio.wait_for(process.wait(), 20)
+        code = await asyncio.wait_for(process.wait(), 60)
     finally:
         if process.returncode is None:
             process.kill()

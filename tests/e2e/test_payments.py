@@ -102,9 +102,8 @@ async def backend(tmp_path: Path) -> AsyncIterator[Backend]:
         token = minted(settings, sub=str(uuid.uuid4()), scope=scope, hours=1)
         product = await any_product(stack.addresses.postgres)
         assert product is not None
-        async with httpx.AsyncClient(
-            base_url=str(stack.endpoints["orders"]), headers={"Authorization": f"Bearer {token}"}
-        ) as client:
+        headers = {"Authorization": f"Bearer {token}"}
+        async with httpx.AsyncClient(base_url=str(stack.endpoints["orders"]), headers=headers, timeout=30) as client:
             yield Backend(stack, client, product)
 
 

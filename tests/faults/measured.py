@@ -12,7 +12,7 @@ async def metric(stack: Stack, process: str, sample: str) -> float:
     metrics = stack.endpoints["metrics"]
     assert isinstance(metrics, dict)
     with suppress(httpx.HTTPError):
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(timeout=30) as client:
             for line in (await client.get(metrics[process])).text.splitlines():
                 if line.startswith(f"{sample} "):
                     return float(line.rpartition(" ")[2])

@@ -120,7 +120,7 @@ async def _versions(owner: Owner) -> dict[str, int]:
     return {ids.to_text(row["product_id"]): row["version"] for row in rows}
 
 
-async def _catches_up(owner: Owner, catalogue: Catalogue, *, changes: int = 1, seconds: float = 30) -> None:
+async def _catches_up(owner: Owner, catalogue: Catalogue, *, changes: int = 1, seconds: float = 60) -> None:
     """The copy of every product has reached so many changes past what the catalogue had said when this was called."""
     goal = {product: version + changes for product, version in catalogue.newest.items()}
 

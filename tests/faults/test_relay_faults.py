@@ -113,7 +113,7 @@ class Relays:
         assert process.returncode is None, "it ended by itself"
         process.send_signal(number)
         self.living.remove(process)
-        return await asyncio.wait_for(process.wait(), 20)
+        return await asyncio.wait_for(process.wait(), 60)
 
     async def shared_by(self, processes: Sequence[asyncio.subprocess.Process]) -> float:
         """These have all slices of each outbox, each its share; gives the seconds that passed until then."""

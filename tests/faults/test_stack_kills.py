@@ -46,7 +46,7 @@ async def test_orders_are_taken_without_kafka_and_their_events_follow_in_order(s
             return age > 1 and await metric(stack, "outbox-relay", 'outbox_depth{outbox="orders"}') >= 40
 
         await eventually(seen_from_outside, "depth and age of the outbox in metrics", seconds=10)
-        assert (await httpx.AsyncClient().get(f"{load.url}/readyz")).status_code == 200
+        assert (await httpx.AsyncClient(timeout=30).get(f"{load.url}/readyz")).status_code == 200
         if how == "frozen":
             stack.send_signal("kafka", signal.SIGCONT)
         await stack.ready("kafka")

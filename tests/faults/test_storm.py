@@ -92,7 +92,7 @@ async def test_every_event_comes_once_and_in_order_to_everybody_whoever_dies_mea
     storm = Storm(stack, SEED)
     working = loaded(stack, CLIENTS, payers=PAYERS, methods=METHODS, looks=True, think_seconds=THINK_SECONDS)
     phases = [time.monotonic()]
-    async with working as load, httpx.AsyncClient() as client:
+    async with working as load, httpx.AsyncClient(timeout=30) as client:
         keeper = Keeper(stack, client, load.buyers.token("catalog:write"))
         async with asyncio.TaskGroup() as keeping:
             keeping.create_task(keeper.keep(THINK_SECONDS))

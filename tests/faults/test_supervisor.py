@@ -47,7 +47,7 @@ def settings(tmp_path: Path) -> StackSettings:
     return StackSettings(home=tmp_path / "home", port_base=free_port_base(), kafka_url="127.0.0.1:1")
 
 
-async def _eventually(what: Callable[[], Awaitable[Any]], seconds: float = 15) -> Any:
+async def _eventually(what: Callable[[], Awaitable[Any]], seconds: float = 60) -> Any:
     deadline = time.monotonic() + seconds
     while not (seen := await what()):
         assert time.monotonic() < deadline, f"not within {seconds} s"
@@ -176,7 +176,7 @@ async def test_a_signal_stops_everything_cleanly(settings: StackSettings, number
     supervisor = await _supervisor(settings)
     children = psutil.Process(supervisor.pid).children(recursive=True)
     supervisor.send_signal(number)
-    assert await asyncio.wait_for(supervisor.wait(), 15) == 0
+    assert await asyncio.wait_for(supervisor.wait(), 60) == 0
     assert not [child for child in children if child.is_running()]
     assert not (settings.home / "endpoints.json").exists()
     assert "database system is shut down" in (settings.home / "log" / "postgres.log").read_text()

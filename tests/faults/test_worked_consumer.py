@@ -91,7 +91,7 @@ class Shop:
 
     async def metric(self, line: str) -> float:
         """A sample of the consumer's."""
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(timeout=30) as client:
             text = (await client.get(f"http://127.0.0.1:{self.metrics_port}/metrics")).text
         found = re.search(rf"^{re.escape(line)} (\S+)$", text, re.MULTILINE)
         return float(found[1]) if found else 0.0
@@ -103,7 +103,7 @@ class Shop:
         process = await asyncio.create_subprocess_exec(
             *(str(ORDERS), *arguments, "--json"), env={**os.environ, **own}, stdout=asyncio.subprocess.PIPE
         )
-        out, _ = await asyncio.wait_for(process.communicate(), 30)
+        out, _ = await asyncio.wait_for(process.communicate(), 60)
         assert process.returncode == 0
         return [orjson.loads(line) for line in out.splitlines()]
 
@@ -134,7 +134,7 @@ async def shop(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Shop]:
             async with httpx.AsyncClient(base_url=str(stack.endpoints["orders"]), timeout=30) as client:
                 yield Shop(stack, owner, client, consumer, metrics_port)
             consumer.terminate()
-            assert await asyncio.wait_for(consumer.wait(), 20) == 0
+            assert await asyncio.wait_for(consumer.wait(), 60) == 0
         finally:
             if consumer.returncode is None:
                 consumer.kill()

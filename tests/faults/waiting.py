@@ -8,7 +8,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-async def eventually(what: Callable[[], Awaitable[T]], said: str, *, seconds: float = 30, every: float = 0.02) -> T:
+async def eventually(what: Callable[[], Awaitable[T]], said: str, *, seconds: float = 60, every: float = 0.02) -> T:
     """The first true answer of `what`; an AssertionError that tells the last one when there is none in time."""
     deadline = time.monotonic() + seconds
     while not (seen := await what()):

@@ -48,11 +48,11 @@ def issuer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         yield Running(home, url, clients(home)[DEVELOPMENT_CLIENT])
     finally:
         process.terminate()
-        process.wait(timeout=10)
+        process.wait(timeout=60)
 
 
 def wait_until_healthy(url: str, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while True:
         try:
             assert httpx.get(f"{url}/healthz").json() == {"status": "ok"}

@@ -46,7 +46,7 @@ async def connection(stage: Stage) -> "AsyncIterator[asyncpg.Connection[asyncpg.
 
 @pytest.fixture
 async def client(stage: Stage) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(headers={"Authorization": f"Bearer {stage.token}"}) as client:
+    async with httpx.AsyncClient(headers={"Authorization": f"Bearer {stage.token}"}, timeout=30) as client:
         yield client
 
 

@@ -47,7 +47,7 @@ async def test_offsets_are_committed_after_the_handler_has_and_not_before(
 
     await publish(group.kafka_url, topic, numbered("one", 1, 2, 3))
     async with group.member(handle):
-        await asyncio.wait_for(entered.wait(), 15)
+        await asyncio.wait_for(entered.wait(), 60)
         assert await group.committed() == {}
         may_go_on.set()
         await _committed(group, 3)
@@ -106,7 +106,7 @@ async def test_a_stop_in_the_middle_of_a_batch_waits_for_its_offsets(group: Grou
 
     await publish(group.kafka_url, topic, numbered("one", 1, 2))
     async with group.member(handle) as running:
-        await asyncio.wait_for(entered.wait(), 15)
+        await asyncio.wait_for(entered.wait(), 60)
         for _ in range(3):
             running.cancel()
             await asyncio.sleep(0)
@@ -222,7 +222,7 @@ async def test_who_has_lost_its_partitions_in_a_batch_commits_no_offsets_and_doe
     refused = metric("consumer_failures_total", part="commit")
     await publish(group.kafka_url, topic, numbered("one", 1, 2))
     async with group.member(slow):
-        await asyncio.wait_for(entered.wait(), 15)
+        await asyncio.wait_for(entered.wait(), 60)
         async with group.member():
             await _has(ledger, 2)  # the second has taken over what the first still holds
             await publish(group.kafka_url, topic, numbered("one", 3))

@@ -11,7 +11,7 @@ import pytest
 PROGRAM = """
 import asyncio, sys, time
 from services.common import process
-process.BLOCKED_SECONDS = process.LEAVE_SECONDS = 1.0
+process.BLOCKED_SECONDS = process.LEAVE_SECONDS = float(sys.argv[2])
 
 async def waits():
     print("begun", flush=True)
@@ -37,9 +37,9 @@ asyncio.run(process.until_stopped(globals()[sys.argv[1]]()))
 
 
 @contextmanager
-def _run(work: str) -> Iterator["subprocess.Popen[str]"]:
+def _run(work: str, seconds: float) -> Iterator["subprocess.Popen[str]"]:
     running = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, work], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", PROGRAM, work, str(seconds)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     with running:
         try:
@@ -49,7 +49,7 @@ def _run(work: str) -> Iterator["subprocess.Popen[str]"]:
 
 
 def test_it_ends_cleanly_when_told_to() -> None:
-    with _run("waits") as running:
+    with _run("waits", 60) as running:
         assert running.stdout is not None
         assert running.stdout.readline() == "begun\n"
         running.send_signal(signal.SIGTERM)
@@ -59,7 +59,7 @@ def test_it_ends_cleanly_when_told_to() -> None:
 
 @pytest.mark.parametrize("work", ["blocks", "fails_and_hangs"])
 def test_what_hangs_in_it_does_not_keep_it(work: str) -> None:
-    with _run(work) as running:
+    with _run(work, 1) as running:
         _, errors = running.communicate(timeout=30)
     assert running.returncode == 1
     assert "Timeout" in errors

@@ -161,7 +161,7 @@ async def test_no_refusal_log_or_metric_shows_anything_personal(
     await door.__aexit__()  # and now the database is away
     await _only_shown_on_success(customers, address, 503)
 
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=30) as client:
         metrics = (await client.get(f"http://127.0.0.1:{metrics_port}/metrics")).text
     assert 'route="/v1/me/addresses/{address_id}"' in metrics
     assert_nothing_of(metrics, "metrics")

@@ -97,7 +97,7 @@ async def test_an_order_is_placed_and_read_through_the_edge_and_nobody_else_is_s
     edge: Running, shop: Shop
 ) -> None:
     body = {"currency": "USD", "items": [{"product_id": await shop.product(), "quantity": 1}]}
-    async with httpx.AsyncClient(base_url=edge.edge.url) as client:
+    async with httpx.AsyncClient(base_url=edge.edge.url, timeout=30) as client:
         placed = await client.post("/v1/orders", json=body, headers={**shop.auth(), "Idempotency-Key": "edge"})
         assert placed.status_code == 201, placed.text
         path = placed.headers["location"]

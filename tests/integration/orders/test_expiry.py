@@ -185,4 +185,4 @@ async def test_the_process_expires_what_is_due_beside_its_other_work(
             await eventually(expired, "it has expired")
     finally:
         process.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(process.wait(), 10) == 0
+        assert await asyncio.wait_for(process.wait(), 60) == 0

@@ -143,7 +143,7 @@ async def test_the_process_makes_months_summaries_and_its_first_heartbeat_at_its
 
     await asyncio.wait_for(until(made), 30)
     process.send_signal(signal.SIGTERM)
-    assert await asyncio.wait_for(process.wait(), 10) == 0
+    assert await asyncio.wait_for(process.wait(), 60) == 0
 
 
 @pytest.mark.parametrize("ms", [-1, 0, 1])

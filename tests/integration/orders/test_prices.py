@@ -38,7 +38,7 @@ async def copy(projector: WriteConnection, product: str, version: int, *, price:
 
 
 async def someone_waits_for_a_lock(connection: "Connection") -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not await connection.fetchval(
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
         ):

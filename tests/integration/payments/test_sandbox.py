@@ -100,7 +100,7 @@ async def test_the_same_key_does_nothing_twice_and_something_else_under_it_is_re
         await provider.authorize(replace(asked, amount=1), key=key(asked))
     with pytest.raises(StepRefusedError, match="key_reused"):
         await provider.refund(taken[0], 100, key=key(asked, "capture", 2))
-    async with httpx.AsyncClient(base_url=sandbox.url) as http:
+    async with httpx.AsyncClient(base_url=sandbox.url, timeout=30) as http:
         of_order = (await http.get("/v1/payments", params={"order_id": asked.order_id})).json()["data"]
     assert [(one["captured_amount"], one["refunded_amount"]) for one in of_order] == [(100, 0)]
 
@@ -284,7 +284,7 @@ async def test_bad_input_is_told_and_changes_nothing(
     sandbox: Sandbox, path: str, body: bytes, headers: dict[str, str], status: int, code: str
 ) -> None:
     before = await ledger(sandbox.url)
-    async with httpx.AsyncClient(base_url=sandbox.url) as http:
+    async with httpx.AsyncClient(base_url=sandbox.url, timeout=30) as http:
         answer = await http.post(path, content=body, headers=headers)
     assert (answer.status_code, answer.json()["code"]) == (status, code)
     assert answer.headers["content-type"] == "application/problem+json"
@@ -302,7 +302,7 @@ async def test_bad_input_is_told_and_changes_nothing(
     ],
 )
 async def test_a_listing_needs_to_know_since_when(sandbox: Sandbox, query: str) -> None:
-    async with httpx.AsyncClient(base_url=sandbox.url) as http:
+    async with httpx.AsyncClient(base_url=sandbox.url, timeout=30) as http:
         answer = await http.get(f"/v1/payments?{query}")
     assert answer.json()["code"] == ("bad_cursor" if "cursor" in query else "invalid")
 

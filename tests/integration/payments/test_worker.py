@@ -93,12 +93,12 @@ def open_worker(called: tuple[Sandbox, int], as_role: AsRole, valkey_url: str) -
                 while not await answers(port, "/readyz"):
                     assert process.returncode is None, "payments-worker ended"
                     await asyncio.sleep(0.02)
-            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
                 yield Worker(process, sandbox, client)
         finally:
             if process.returncode is None:
                 process.send_signal(signal.SIGTERM)
-            await asyncio.wait_for(process.wait(), 20)
+            await asyncio.wait_for(process.wait(), 60)
 
     return opened
 

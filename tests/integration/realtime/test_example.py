@@ -29,7 +29,7 @@ async def started(script: Path, gateway: Gateway, shop: Shop, order_id: str) -> 
 
 async def line(process: asyncio.subprocess.Process) -> str:
     assert process.stdout is not None
-    return (await asyncio.wait_for(process.stdout.readline(), 20)).decode().strip()
+    return (await asyncio.wait_for(process.stdout.readline(), 60)).decode().strip()
 
 
 async def test_the_example_follows_an_order_through_a_restart(
@@ -57,5 +57,5 @@ async def test_the_example_follows_an_order_through_a_restart(
 
 async def test_the_example_says_what_is_refused(gateway: Gateway, shop: Shop, tmp_path: Path) -> None:
     process = await started(client(tmp_path), gateway, shop, "01JD5Q0000E2WXGF4K4Z7D3M5T")
-    _, told = await asyncio.wait_for(process.communicate(), 20)
+    _, told = await asyncio.wait_for(process.communicate(), 60)
     assert (process.returncode, told.decode().strip()) == (1, "There is no such resource, or it is not yours.")

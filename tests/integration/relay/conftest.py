@@ -26,7 +26,7 @@ from tests.conftest import AsRole
 T = TypeVar("T")
 
 
-async def eventually(what: Callable[[], Awaitable[T]], said: str, *, seconds: float = 15) -> T:
+async def eventually(what: Callable[[], Awaitable[T]], said: str, *, seconds: float = 60) -> T:
     """The first true answer of `what`; an AssertionError when there is none in time."""
     deadline = time.monotonic() + seconds
     while not (seen := await what()):
@@ -87,7 +87,7 @@ class Topic:
         self._consumer = consumer
         self.seen: dict[str, list[Any]] = {}
 
-    async def of(self, order_id: str, events: int, *, seconds: float = 15) -> list[Any]:
+    async def of(self, order_id: str, events: int, *, seconds: float = 60) -> list[Any]:
         """The first so many records of an order."""
 
         async def arrived() -> bool:

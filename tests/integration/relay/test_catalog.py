@@ -183,4 +183,4 @@ async def test_one_outbox_that_cannot_be_read_stops_no_other(
         await products.of(product_id, 1, seconds=30)
     finally:
         process.terminate()
-        assert await asyncio.wait_for(process.wait(), 20) == 0
+        assert await asyncio.wait_for(process.wait(), 60) == 0

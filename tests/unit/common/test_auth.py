@@ -546,7 +546,7 @@ async def test_an_issuer_that_hangs_is_503_after_the_timeout(make_verifier: Make
 
 async def test_an_issuer_that_drips_is_503_after_the_timeout(make_verifier: MakeVerifier, issuer: Issuer) -> None:
     issuer.drips = True
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(10):
         error = await refusal(make_verifier(timeout_seconds=0.05).verify(signed(issuer)))
     assert error.status == 503
 
@@ -578,7 +578,7 @@ async def test_closing_ends_a_fetch_under_way(make_verifier: MakeVerifier, issue
     issuer.answers.clear()
     request = asyncio.create_task(verifier.verify(signed(issuer)))
     await issuer.asked.wait()
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(10):
         await verifier.aclose()
     assert (await refusal(request)).status == 503
 
