@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from loadtests.bench import database
 from loadtests.bench.measure import Comparison, Phase, Side, VoidError, Work
-from loadtests.bench.stage import CANCELLED_EVERY, OURS, PRODUCTS, UNCACHED, Stage, basket
+from loadtests.bench.stage import CANCELLED_EVERY, OURS, POOLS, PRODUCTS, UNCACHED, Stage, basket
 from loadtests.bench.wrk import wrk
 from services.common import ids
 
@@ -94,6 +94,12 @@ async def place(stage: Stage) -> list[Comparison]:
     """POST /v1/orders."""
     sides = [*(placing(stage, name, "place") for name in (OURS, UNCACHED, *LIMITS)), database.placing(stage.role_url)]
     return [Comparison("place", "orders", sides, partial(placed, stage, "place"))]
+
+
+async def pool(stage: Stage) -> list[Comparison]:
+    """POST /v1/orders with other numbers of connections."""
+    sides = [placing(stage, name, "pool") for name in (OURS, *POOLS)]
+    return [Comparison("pool", "orders", sides, partial(placed, stage, "pool"))]
 
 
 async def hot(stage: Stage) -> list[Comparison]:

@@ -6,7 +6,7 @@ from typing import Final
 
 from loadtests.bench import api, copied, flatness, key, partitions
 from loadtests.bench.measure import Comparison
-from loadtests.bench.stage import ISSUER, OURS, UNCACHED, Stage
+from loadtests.bench.stage import ISSUER, OURS, POOLS, UNCACHED, Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,7 @@ ROWS: Final = {
     "cached": Row("GET /v1/orders/{id} from the cache, against constant bytes", api.cached, _CACHED),
     "304": Row("GET /v1/orders/{id} with If-None-Match, against constant bytes", api.not_modified, _CACHED),
     "hot": Row("POST /v1/orders of one and the same product", api.hot, (ISSUER, OURS, "bare")),
+    "pool": Row("POST /v1/orders with other numbers of connections", api.pool, (ISSUER, OURS, *POOLS)),
     "partitions": Row("12, 24 and 120 months, each against one table with the same rows", partitions.comparisons),
     "key": Row("a uuid as the key, against char(26), text and bytea", key.comparisons),
     "seed": Row(r"orders seed, against psql's \copy of the same rows", copied.comparisons),

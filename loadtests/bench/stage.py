@@ -39,7 +39,9 @@ BUYER: Final = numbered.thing("user", 1)
 ORDERS_STEP_MS: Final = 1_000
 ISSUER, OURS, UNCACHED = "token-issuer", "orders-api", "orders-api-uncached"
 LIMITS: Final = ("bare", "constant", "idiomatic")  # programs beside this one
-_PORTS: Final = {"bare": 9, "constant": 10, UNCACHED: 11, "idiomatic": 12}  # offsets from the stack's base
+POOLS: Final = {f"pool-{size}": size for size in (2, 4, 8)}  # ours with so many connections; else it has 16
+# Offsets from the stack's base.
+_PORTS: Final = {name: 9 + n for n, name in enumerate(("bare", "constant", UNCACHED, "idiomatic", *POOLS))}
 _NOBODY: Final = "127.0.0.1:1"
 _EMPTY: Final = "bench_empty"  # a database with the schema and nothing else
 
@@ -115,18 +117,14 @@ class Stage:
 
 
 def processes(names: Collection[str]) -> tuple[Process, ...]:
-    """Those of `names`, ours without a cache beside ours with it, and the limits."""
+    """Those of `names`, ours in other ways beside ours as it is, and the limits."""
     known = {process.name: process for process in PROCESSES}
     ours = known[OURS]
-    uncached = replace(
-        ours,
-        name=UNCACHED,
-        port=_PORTS[UNCACHED],
-        metrics=None,
-        endpoint=None,
-        argv=_script(OURS),
-        env={"ORDERS_CACHE_URL": ""},
-    )
+    ways = {UNCACHED: {"ORDERS_CACHE_URL": ""}, **{name: {"ORDERS_POOL_SIZE": f"{n}"} for name, n in POOLS.items()}}
+    others = [
+        replace(ours, name=name, port=_PORTS[name], metrics=None, endpoint=None, argv=_script(OURS), env=env)
+        for name, env in ways.items()
+    ]
     limits = [
         Process(
             name,
@@ -138,7 +136,7 @@ def processes(names: Collection[str]) -> tuple[Process, ...]:
         )
         for name in LIMITS
     ]
-    return tuple(process for process in (known[ISSUER], ours, uncached, *limits) if process.name in names)
+    return tuple(process for process in (known[ISSUER], ours, *others, *limits) if process.name in names)
 
 
 def _script(name: str) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from loadtests.bench import api, database, machine, numbered, pgbench
 from loadtests.bench.loaded import ORDER_LINES
 from loadtests.bench.measure import Result, VoidError
 from loadtests.bench.rows import PROGRAMS, ROWS
-from loadtests.bench.stage import BUYER, OURS, PRODUCTS, STOCK, UNCACHED, Stage, basket, opened
+from loadtests.bench.stage import BUYER, OURS, POOLS, PRODUCTS, STOCK, UNCACHED, Stage, basket, opened
 from loadtests.bench.wrk import CONNECTIONS
 from services.common import clock, ids
 from services.embedded.supervisor import Stack
@@ -32,7 +32,7 @@ SERVERS = (OURS, UNCACHED, "bare", "idiomatic")
 async def stage() -> AsyncIterator[Stage]:
     if shutil.which("wrk") is None:
         pytest.skip("wrk is not in PATH")
-    names = {name for row in ROWS.values() for name in row.processes}
+    names = {name for row in ROWS.values() for name in row.processes} - {*POOLS}  # more than max_connections
     async with opened(names, orders=bench.QUICK_ORDERS, quick=True) as started:
         yield started
 
@@ -137,6 +137,13 @@ async def test_rows_of_the_api_run_and_are_kept(stage: Stage, tmp_path: Path) ->
     assert set(found["place"].sides) == {*SERVERS, "pgbench"}
     assert len({turn.side for turn in found["cached"].phases}) == 3
     assert all(turn.process_us >= 0 and len(turn.latencies_ms) for one in found.values() for turn in one.phases)
+
+
+@pytest.mark.usefixtures("stage")  # which asks for wrk
+async def test_pools_of_other_sizes_place_orders(tmp_path: Path) -> None:
+    async with opened(ROWS["pool"].processes, orders=0, quick=True) as pools:
+        found = await _run(pools, tmp_path, "pool")
+    assert {*found["pool"].sides} == {OURS, *POOLS}
 
 
 async def test_rows_of_the_database_run_and_compare_the_same_rows(
