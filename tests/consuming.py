@@ -92,7 +92,13 @@ class Group:
     async def _client(self) -> AsyncIterator[Any]:
         client = AIOKafkaConsumer(bootstrap_servers=self.kafka_url, group_id=self.name, enable_auto_commit=False)
         await client.start()
+
+        async def knows_the_broker() -> bool:  # who has just come back names none, and aiokafka then fails an assertion
+            await client.topics()
+            return bool(client._client.cluster.brokers())
+
         try:
+            await eventually(knows_the_broker, "Kafka names its broker")
             yield client
         finally:
             await client.stop()
