@@ -42,6 +42,10 @@ class Door:
         """As `hold`, from when a client says that on: it is done, and not heard of."""
         self._hold_at = request
 
+    def let_go(self) -> None:
+        """What was held passes, and what comes after it."""
+        self._open.set()
+
     @property
     def held(self) -> bool:
         """Whether answers stay here."""
