@@ -27,7 +27,7 @@ from services.embedded.supervisor import Stack
 from services.orders.settings import OrdersSettings
 from tests.catalog import Catalogue, opened_catalogue
 from tests.customers import Customers, opened_customers
-from tests.serving import serving_as
+from tests.serving import listening, serving_as
 from tests.shop import AUDIENCE, Shop, opened_shop
 
 UNUSED_KAFKA = "127.0.0.1:1"
@@ -201,9 +201,7 @@ async def owner(database_url: str) -> AsyncIterator["asyncpg.Connection[asyncpg.
 async def issuer(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Path, str]]:
     """Home and URL of a token issuer that serves its keys over HTTP."""
     home = tmp_path_factory.mktemp("issuer")
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    listener, url = listening()
     app = issuer_process.create_app(home, url, AUDIENCE)
     async with serving_as(uvicorn.Config(app, log_config=None, lifespan="off"), listener):
         yield home, url

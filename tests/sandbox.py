@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -24,7 +23,7 @@ from services.common.signature import is_signed
 from services.embedded.callbacks import HEADER
 from services.embedded.program import answers
 from services.embedded.room import free_port_base
-from tests.serving import serving_as
+from tests.serving import listening, serving_as
 
 SECRET = "a secret that the sandbox and its caller share"
 
@@ -126,9 +125,8 @@ class Called:
 @asynccontextmanager
 async def somebody_called() -> AsyncIterator[Called]:
     """A server that takes callbacks whose signature is right."""
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    called = Called(f"http://127.0.0.1:{listener.getsockname()[1]}/callbacks")
+    listener, url = listening()
+    called = Called(f"{url}/callbacks")
     app = Starlette(routes=[Route("/callbacks", called.take, methods=["POST"])])
     async with serving_as(uvicorn.Config(app, log_config=None, lifespan="off"), listener):
         yield called

@@ -1,6 +1,5 @@
 """A real HTTP server that answers as a test has told it to, and remembers what it was asked."""
 
-import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from tests.serving import serving_as
+from tests.serving import listening, serving_as
 
 HANGS: Final = 0  # as a status: nothing is answered until the caller leaves
 CUT: Final = -1  # the answer begins, and the connection is closed
@@ -58,9 +57,8 @@ class _Cut(Response):
 @asynccontextmanager
 async def scripted_server() -> AsyncIterator[Scripted]:
     """It serves; nothing is foreseen yet."""
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    scripted = Scripted(f"http://127.0.0.1:{listener.getsockname()[1]}")
+    listener, url = listening()
+    scripted = Scripted(url)
     app = Starlette(routes=[Route("/{path:path}", scripted.answer, methods=["GET", "POST", "DELETE"])])
     config = uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=1)
     async with serving_as(config, listener):

@@ -20,12 +20,16 @@ async def serving(app: ASGIApp, limits: SocketLimits | None = None, port: int = 
         yield served
 
 
+def listening() -> tuple[socket.socket, str]:
+    """A socket on a free port, and the URL of whoever will serve there."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    return listener, f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
 @asynccontextmanager
-async def serving_as(config: uvicorn.Config, listener: socket.socket | None = None) -> AsyncIterator[int]:
-    """Whatever is configured, on `listener` or a free port; gives the port. AssertionError when it cannot start."""
-    if listener is None:
-        listener = socket.socket()
-        listener.bind(("127.0.0.1", 0))
+async def serving_as(config: uvicorn.Config, listener: socket.socket) -> AsyncIterator[int]:
+    """Whatever is configured; gives the port. AssertionError when it cannot start."""
     uvicorn_server = uvicorn.Server(config)
     task = asyncio.create_task(_served(uvicorn_server, listener))
     while not uvicorn_server.started:

@@ -7,10 +7,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import asyncpg
 import psutil
@@ -21,6 +19,7 @@ from services.embedded.program import answers
 from services.embedded.room import free_port_base
 from services.embedded.settings import StackSettings
 from services.embedded.supervisor import Stack
+from tests.faults.waiting import eventually
 
 _SERVE = (
     "import http.server as h, os;"
@@ -47,14 +46,6 @@ def settings(tmp_path: Path) -> StackSettings:
     return StackSettings(home=tmp_path / "home", port_base=free_port_base(), kafka_url="127.0.0.1:1")
 
 
-async def _eventually(what: Callable[[], Awaitable[Any]], seconds: float = 60) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (seen := await what()):
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        await asyncio.sleep(0.02)
-    return seen
-
-
 def _runs(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
@@ -72,7 +63,7 @@ async def _supervisor(settings: StackSettings) -> asyncio.subprocess.Process:
         assert process.returncode is None
         return (settings.home / "endpoints.json").exists()
 
-    await _eventually(up)
+    await eventually(up, "the supervisor is up")
     return process
 
 
@@ -114,7 +105,7 @@ async def test_who_keeps_dying_is_started_ever_later(settings: StackSettings, tm
         async def started_five_times() -> bool:
             return starts.exists() and len(starts.read_text().split()) >= 5
 
-        await _eventually(started_five_times)
+        await eventually(started_five_times, "it was started five times")
         assert stack.restarts["short-lived"] >= 4
     times = [float(line) for line in starts.read_text().split()]
     waits = [later - earlier for earlier, later in pairwise(times)]
@@ -209,7 +200,7 @@ async def test_processes_are_told_where_everything_is_but_not_the_owners_passwor
         async def written() -> bool:
             return seen.exists() and seen.stat().st_size > 0
 
-        await _eventually(written)
+        await eventually(written, "it is written")
         environment = json.loads(seen.read_text())
         assert environment["ORDERS_POSTGRES_URL"] == stack.addresses.postgres_as("orders_api")
         assert environment["ORDERS_POSTGRES_URL"].startswith("postgresql://orders_api@/orders?host=")

@@ -5,13 +5,11 @@ import json
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import httpx
 import pytest
-import uvicorn
 
 from services.catalog import api, bulk
 from services.catalog.settings import CatalogSettings
@@ -19,9 +17,10 @@ from services.common import ids
 from services.common.ndjson import LINE_BYTES_MAX
 from tests.catalog import TEAPOT, Catalogue, new_product_id
 from tests.contracts.description import refused
+from tests.faults.waiting import eventually
 from tests.integration.catalog.test_races import NEW
-from tests.integration.relay.conftest import eventually, metric
-from tests.serving import serving_as
+from tests.integration.relay.conftest import metric
+from tests.serving import serving
 
 if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]
@@ -170,13 +169,6 @@ async def test_a_product_that_somebody_creates_meanwhile_is_replaced(catalogue: 
     assert verdicts[1]["version"] == 2
 
 
-@asynccontextmanager
-async def served(settings: CatalogSettings) -> AsyncIterator[int]:
-    """catalog-api on a port of its own: what streams is seen only over a socket."""
-    async with serving_as(uvicorn.Config(api.create_app(settings), log_config=None, date_header=False)) as port:
-        yield port
-
-
 class Upload:
     """A client that writes and reads when the test says so (HTTP/1.1, chunked)."""
 
@@ -223,7 +215,7 @@ class Upload:
 async def test_verdicts_come_while_a_slow_client_still_sends(
     catalogue: Catalogue, catalog_settings: CatalogSettings
 ) -> None:
-    async with served(catalog_settings) as port:
+    async with serving(api.create_app(catalog_settings)) as port:
         upload = await Upload.begun(port, catalogue)
         half = line()
         await upload.send(line() + half[:30])
@@ -241,7 +233,7 @@ async def test_of_a_client_that_goes_away_whole_batches_are_kept_and_no_part_of_
 ) -> None:
     monkeypatch.setattr(bulk, "IDLE_SECONDS", 60.0)
     lines = [line() for _ in range(bulk.BATCH_LINES + 7)]
-    async with served(catalog_settings) as port:
+    async with serving(api.create_app(catalog_settings)) as port:
         upload = await Upload.begun(port, catalogue)
         await upload.send(b"".join(lines))
         await upload.head()
@@ -258,7 +250,7 @@ async def test_a_client_that_reads_nothing_before_it_has_sent_everything_is_answ
     catalogue: Catalogue, catalog_settings: CatalogSettings
 ) -> None:
     count, wrong = 30_000, b"{" + b" " * 998 + b"\n"  # 30 MB, and 7 MB of verdicts: both more than sockets hold
-    async with served(catalog_settings) as port, asyncio.timeout(60):  # instead of for ever
+    async with serving(api.create_app(catalog_settings)) as port, asyncio.timeout(60):  # instead of for ever
         upload = await Upload.begun(port, catalogue)
         for _ in range(count // 100):
             await upload.send(wrong * 100)
@@ -273,7 +265,7 @@ async def test_a_client_that_reads_nothing_before_it_has_sent_everything_is_answ
 async def test_when_the_database_goes_away_the_end_says_so_and_what_was_told_is_kept(
     catalogue: Catalogue, catalog_settings: CatalogSettings, owner: "Connection"
 ) -> None:
-    async with served(catalog_settings) as port:
+    async with serving(api.create_app(catalog_settings)) as port:
         upload = await Upload.begun(port, catalogue)
         await upload.send(line())
         await upload.head()

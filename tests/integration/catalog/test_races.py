@@ -14,7 +14,7 @@ from services.common import ids
 from tests.catalog import TEAPOT, Catalogue, new_product_id, opened_catalogue
 from tests.contracts.description import refused
 from tests.faults.cutting import Door
-from tests.integration.relay.conftest import eventually
+from tests.faults.waiting import eventually
 
 if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]

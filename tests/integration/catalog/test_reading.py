@@ -15,8 +15,9 @@ from services.relay.settings import RelaySettings
 from tests.catalog import Catalogue, new_product_id, opened_catalogue
 from tests.conftest import UNUSED_KAFKA, AsRole
 from tests.contracts.description import Description, refused
+from tests.faults.waiting import eventually
 from tests.integration.catalog.test_bulk import line, send
-from tests.integration.relay.conftest import eventually, relaying
+from tests.integration.relay.conftest import relaying
 
 Owner: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 

@@ -28,8 +28,9 @@ from services.orders.settings import OrdersSettings
 from services.relay.settings import RelaySettings
 from tests.conftest import UNUSED_KAFKA, AsRole
 from tests.consuming import Group
+from tests.faults.waiting import eventually
 from tests.integration.common.conftest import Ledger
-from tests.integration.relay.conftest import eventually, kafka_beside, listening, relaying
+from tests.integration.relay.conftest import kafka_beside, listening, relaying
 from tests.shop import Shop, opened_shop
 
 Owner: TypeAlias = "asyncpg.Connection[asyncpg.Record]"

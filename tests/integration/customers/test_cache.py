@@ -19,8 +19,9 @@ from services.embedded.room import free_port_base
 from services.relay.settings import RelaySettings
 from tests.conftest import AsRole
 from tests.customers import ADDRESSES, SQUARE, Customers, opened_customers, path_of
+from tests.faults.waiting import eventually
 from tests.integration.customers.conftest import Owner
-from tests.integration.relay.conftest import eventually, relaying
+from tests.integration.relay.conftest import relaying
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from typing import Any
 from services.common import clock
 from tests.contracts.description import refused
 from tests.customers import ADA, ADDRESSES, Customers, path_of
+from tests.faults.waiting import eventually
 from tests.integration.customers.conftest import Owner
-from tests.integration.relay.conftest import eventually
 
 
 async def _stored(owner: Owner, user_id: uuid.UUID) -> tuple[list[Any], int]:

@@ -19,8 +19,9 @@ from tests.contracts.description import Description, refused
 from tests.customers import Customers
 from tests.faults.cutting import Door
 from tests.faults.replicas import Replica
+from tests.faults.waiting import eventually
 from tests.integration.customers.conftest import Owner
-from tests.integration.relay.conftest import eventually, relaying
+from tests.integration.relay.conftest import relaying
 
 
 @pytest.fixture

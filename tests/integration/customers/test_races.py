@@ -12,8 +12,8 @@ from services.customers.settings import CustomersSettings
 from tests.contracts.description import refused
 from tests.customers import Customers, opened_customers
 from tests.faults.cutting import Door
+from tests.faults.waiting import eventually
 from tests.integration.customers.conftest import Owner
-from tests.integration.relay.conftest import eventually
 
 
 async def test_of_two_patches_of_one_version_one_is_made(customers: Customers) -> None:

@@ -20,7 +20,7 @@ from services.orders import api
 from services.orders.settings import OrdersSettings
 from tests.conftest import UNUSED_KAFKA
 from tests.contracts.description import Description
-from tests.serving import serving_as
+from tests.serving import listening, serving_as
 from tests.shop import Shop, opened_shop
 
 OpenShop = Callable[[clock.Clock], AbstractAsyncContextManager[Shop]]
@@ -111,9 +111,10 @@ async def served(
         date_header=False,
         timeout_graceful_shutdown=1,
     )
+    listener, url = listening()
     hooks = {"response": [description.check]}
     async with (
-        serving_as(config) as port,
-        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", event_hooks=hooks, timeout=30) as client,
+        serving_as(config, listener) as port,
+        httpx.AsyncClient(base_url=url, event_hooks=hooks, timeout=30) as client,
     ):
         yield Served(Shop(client, orders_settings, issuer[0], owner), port)

@@ -26,7 +26,8 @@ from services.relay.settings import RelaySettings
 from tests.conftest import AsRole
 from tests.contracts.description import Description
 from tests.faults.valkey import serving
-from tests.integration.relay.conftest import connected, eventually, relaying
+from tests.faults.waiting import eventually
+from tests.integration.relay.conftest import connected, relaying
 from tests.shop import Shop, opened_shop
 
 Owner: TypeAlias = "asyncpg.Connection[asyncpg.Record]"

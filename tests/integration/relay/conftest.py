@@ -1,8 +1,7 @@
 """The relay in this process, against real servers; the topic is shared, so tests look for their own orders in it."""
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,17 +21,9 @@ from services.relay.outbox import Outbox
 from services.relay.outboxes import ORDERS
 from services.relay.settings import RelaySettings
 from tests.conftest import AsRole
+from tests.faults.waiting import eventually
 
 T = TypeVar("T")
-
-
-async def eventually(what: Callable[[], Awaitable[T]], said: str, *, seconds: float = 60) -> T:
-    """The first true answer of `what`; an AssertionError when there is none in time."""
-    deadline = time.monotonic() + seconds
-    while not (seen := await what()):
-        assert time.monotonic() < deadline, f"not within {seconds:g} s: {said}; last seen: {seen!r}"
-        await asyncio.sleep(0.01)
-    return seen
 
 
 def metric(name: str, **labels: str) -> float:

@@ -17,7 +17,8 @@ from services.contracts.envelope import CATALOG_TOPIC
 from services.relay.outboxes import CATALOG, ORDERS
 from services.relay.settings import RelaySettings
 from tests.catalog import Catalogue, new_product_id
-from tests.integration.relay.conftest import Topic, eventually, listening, metric, relaying
+from tests.faults.waiting import eventually
+from tests.integration.relay.conftest import Topic, listening, metric, relaying
 from tests.shop import Shop
 
 Owner: TypeAlias = "asyncpg.Connection[asyncpg.Record]"

@@ -16,7 +16,8 @@ from services.contracts.cache import INVENTORY, ORDER
 from services.embedded.room import free_port_base
 from services.relay.invalidations import INVALIDATIONS
 from services.relay.settings import RelaySettings
-from tests.integration.relay.conftest import eventually, metric, relaying
+from tests.faults.waiting import eventually
+from tests.integration.relay.conftest import metric, relaying
 from tests.shop import Shop
 
 Owner: TypeAlias = "asyncpg.Connection[asyncpg.Record]"

@@ -12,7 +12,8 @@ import pytest
 
 from services.common import ids
 from services.relay.settings import RelaySettings
-from tests.integration.relay.conftest import Topic, eventually, metric, relaying
+from tests.faults.waiting import eventually
+from tests.integration.relay.conftest import Topic, metric, relaying
 from tests.shop import Shop
 
 Owner: TypeAlias = "asyncpg.Connection[asyncpg.Record]"

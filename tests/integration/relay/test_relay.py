@@ -23,7 +23,8 @@ from services.contracts.envelope import ORDERS_TOPIC
 from services.embedded.supervisor import Stack
 from services.relay.outboxes import ORDERS, OUTBOXES
 from services.relay.settings import RelaySettings
-from tests.integration.relay.conftest import Topic, connected, eventually, kafka_beside, listening, metric, relaying
+from tests.faults.waiting import eventually
+from tests.integration.relay.conftest import Topic, connected, kafka_beside, listening, metric, relaying
 from tests.shop import Shop
 
 Owner: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
