@@ -11,8 +11,7 @@ import shutil
 import signal
 import socket
 import sys
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +32,7 @@ from services.embedded.program import answers
 from services.embedded.room import free_port_base
 from services.embedded.settings import KAFKA
 from tests.conftest import AsRole
+from tests.faults.waiting import eventually
 
 _ORDERS = Path(sys.executable).with_name("orders")
 _PACKAGE = Path(services.__file__).parent
@@ -90,13 +90,6 @@ class Home:
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
     return Home(tmp_path / "home", free_port_base())
-
-
-async def _eventually(what: Callable[[], Awaitable[bool]], said: str, *, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not await what():
-        assert time.monotonic() < deadline, f"not within {seconds:g} s: {said}"
-        await asyncio.sleep(0.03)
 
 
 async def test_the_demo_takes_an_order_to_delivered_twice_and_leaves_nothing_running(home: Home) -> None:
@@ -403,7 +396,7 @@ async def test_a_process_starts_with_the_folders_of_the_others_deleted(
             assert process.returncode is None, (tmp_path / "log").read_text()
             return await answers(metrics_port if alone.on_metrics_port else port, alone.path)
 
-        await _eventually(serves, f"{alone.path} answers", seconds=30)
+        await eventually(serves, f"{alone.path} answers", seconds=30)
         process.send_signal(signal.SIGTERM)
         code = await asyncio.wait_for(process.wait(), 60)
     finally:
