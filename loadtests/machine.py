@@ -5,6 +5,7 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,15 +20,15 @@ _FDATASYNC: Final = re.compile(r"^\s+fdatasync\s+([\d.]+) ops/sec")
 
 
 async def described(disk: Path, *, sync_rate: bool = True) -> dict[str, Any]:
-    """Commit, processor, memory, load and Python; and how often `disk` syncs a page a second, None if nobody can tell.
+    """Commit, processor, the memory we may use, load and Python; and how often `disk` syncs a page a second.
 
-    That takes FSYNC_SECONDS or a little more, and is left out without `sync_rate`.
+    None if nobody can tell that. It takes FSYNC_SECONDS or a little more, and is left out without `sync_rate`.
     """
     return {
         "commit": _commit(),
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
-        "memory_bytes": psutil.virtual_memory().total,
+        "memory_bytes": min(psutil.virtual_memory().total, *memory_limits()),
         "system": platform.platform(),
         "python": platform.python_version(),
         "load_average": os.getloadavg(),
@@ -51,6 +52,27 @@ def _cpu_model() -> str:
     except OSError:
         found = None
     return found[1] if found else platform.processor()
+
+
+def memory_limits(groups: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
+    """Bytes that this process's control groups leave it, page cache included; none where there is no limit.
+
+    cgroups(7): version 2 has one line with no controllers in it, version 1 one for each controller.
+    """
+    for line in groups.read_text().splitlines() if groups.exists() else ():
+        _, controllers, path = line.split(":", maxsplit=2)
+        if controllers not in {"", "memory"}:
+            continue
+        root = mounted / controllers
+        limit = "memory.limit_in_bytes" if controllers else "memory.max"
+        group = root / path.lstrip("/")
+        for level in (group, *group.parents):
+            if (
+                level.is_relative_to(root)
+                and (file := level / limit).exists()
+                and (told := file.read_text()) != "max\n"
+            ):
+                yield int(told)
 
 
 async def _fsyncs_per_second(disk: Path) -> float | None:

@@ -41,7 +41,10 @@ async def comparisons(stage: Stage) -> list[Comparison]:
     return [
         *(
             Comparison(
-                f"flatness {name}", "statements", [statement(url, _name(past), past) for url, past in pasts.items()]
+                f"flatness {name}",
+                "statements",
+                [statement(url, _name(past), past) for url, past in pasts.items()],
+                partial(_found, stage, pasts),
             )
             for name, statement in _STATEMENTS.items()
         ),
@@ -50,7 +53,7 @@ async def comparisons(stage: Stage) -> list[Comparison]:
                 f"flatness {command.name}",
                 "commands",
                 [commanding.side(url, _name(past), past, command) for url, past in pasts.items()],
-                partial(_written, stage, pasts, command),
+                partial(_found, stage, pasts, command=command),
             )
             for command in (commanding.CANCEL, commanding.SHIP)
         ),
@@ -61,10 +64,15 @@ def _name(past: Past) -> str:
     return f"{past.orders:,} orders"
 
 
-async def _written(stage: Stage, pasts: Mapping[str, Past], command: Command, turns: Sequence[Phase]) -> dict[str, Any]:
-    found = {}
+async def _found(
+    stage: Stage, pasts: Mapping[str, Past], turns: Sequence[Phase], command: Command | None = None
+) -> dict[str, Any]:
+    """How large each database is, and what the command has left there."""
+    sizes, written = {}, {}
     for url, past in pasts.items():
         connection = await stage.connected(url)
-        found[_name(past)] = await commanding.written(connection, command, turns, _name(past))
+        sizes[_name(past)] = await connection.fetchval("SELECT pg_database_size(current_database())")
+        if command:
+            written[_name(past)] = await commanding.written(connection, command, turns, _name(past))
         await connection.close()
-    return {"written": found}
+    return {"bytes": sizes, "written": written}

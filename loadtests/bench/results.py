@@ -49,8 +49,9 @@ def _machines(found: Sequence[tuple[dict[str, Any], Result]]) -> list[str]:
     for content, result in found:
         machine = content["machine"]
         lines.append(
-            f"- {machine['commit']}, {machine['cores']} cores of {machine['cpu']}, PostgreSQL"
-            f" {machine['postgresql']['server_version']}, {machine['fsyncs_per_second']:,.0f} syncs a second;"
+            f"- {machine['commit']}, {machine['cores']} cores of {machine['cpu']},"
+            f" {machine['memory_bytes'] / 2**30:.0f} GiB, PostgreSQL {machine['postgresql']['server_version']},"
+            f" {machine['fsyncs_per_second']:,.0f} syncs a second;"
             f" {result.rounds} rounds, turns of {content['seconds']:g} s"
         )
     return list(dict.fromkeys(lines))

@@ -154,6 +154,8 @@ async def test_rows_of_the_database_run_and_compare_the_same_rows(
     assert {name.partition(" ")[0] for name in found} == {"key", "partitions", "seed", "flatness"}
     assert found["seed"].phases[0].count == found["seed"].phases[1].count
     commands = {name: found[f"flatness {name}"].facts["written"]["100 orders"]["events"] for name in ("cancel", "ship")}
+    sizes = found["flatness get"].facts["bytes"]
+    assert sizes["100 orders"] > sizes["50 orders"] > 10**6
     of_100 = await stage.connected(with_database(stage.postgres_url, "bench_flat_100"))
     assert await _row(of_100, "SELECT sum(version - 1) FROM orders.orders") == (sum(commands.values()),)
     shipped = await _row(of_100, "SELECT sum(on_hand) FROM orders.inventory")

@@ -73,7 +73,14 @@ async def test_facts_are_given_the_turns_and_kept() -> None:
     assert result.facts == {"counted": 7}
 
 
-FACTS = {"commit": "abc", "cores": 2, "cpu": "a chip", "postgresql": {"server_version": "18"}, "fsyncs_per_second": 1e4}
+FACTS = {
+    "commit": "abc",
+    "cores": 2,
+    "cpu": "a chip",
+    "memory_bytes": 4 * 2**30,
+    "postgresql": {"server_version": "18"},
+    "fsyncs_per_second": 1e4,
+}
 
 
 async def test_what_is_kept_is_read_back_and_stands_in_the_table(tmp_path: Path) -> None:
@@ -88,7 +95,7 @@ async def test_what_is_kept_is_read_back_and_stands_in_the_table(tmp_path: Path)
     assert "old" not in text
     assert text.startswith("before\n")
     assert text.endswith("after\n")
-    assert "- abc, 2 cores of a chip, PostgreSQL 18, 10,000 syncs a second; 1 rounds, turns of 1 s\n" in text
+    assert "- abc, 2 cores of a chip, 4 GiB, PostgreSQL 18, 10,000 syncs a second; 1 rounds, turns of 1 s\n" in text
     assert "|  | limit | 100 | 10 us, 20 us | 9.0 ms | 0.50 (0.50..0.50) |\n" in text
 
 
