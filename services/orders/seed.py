@@ -211,7 +211,7 @@ def _told(product: Product, at: datetime) -> ToldProduct:
 
 async def _load_month(owner_url: str, model: Model, month: datetime, tell: crew.Tell) -> _Loaded:
     """The orders of that month are there, with all that follows from them. One transaction."""
-    sums = Sums(clock.to_ms(clock.now() - timedelta(days=REMEMBERED_DAYS)))
+    sums = Sums(clock.to_ms(model.upto - timedelta(days=REMEMBERED_DAYS)))  # or more than need be, and always the same
     orders = rows = 0
     async with unhurried(owner_url, NAME) as connection, connection.transaction():
         await connection.execute(_BUILDING)

@@ -128,7 +128,6 @@ order_items = sa.Table(
     comment="the lines of an order",
     postgresql_partition_by="RANGE (created_at)",
 )
-sa.Index(None, order_items.c.product_id)
 
 order_events = sa.Table(
     "order_events",

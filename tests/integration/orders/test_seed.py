@@ -17,6 +17,7 @@ from services.common import clock, ids
 from services.embedded.supervisor import Stack
 from services.orders.histories import Progress, silent
 from services.orders.invariants import verify
+from services.orders.rollups import REMEMBERED_DAYS
 from services.orders.seed import AlreadySeededError, OtherSeedError, Seeded, seed
 from tests.conftest import with_database
 from tests.faults.waiting import eventually
@@ -90,6 +91,18 @@ async def test_the_same_seed_makes_the_same_rows_beside_the_partitions_and_in_th
         await owner.execute(f"DELETE FROM {table}")  # noqa: S608 # of ours
     assert (await load(database_url)).rows == seeded.rows
     assert await everything(owner) == first
+
+
+async def test_what_is_remembered_as_counted_goes_by_the_moment_of_the_seed(owner: Owner, database_url: str) -> None:
+    upto = NOW - timedelta(days=30)
+    await load(database_url, now=upto)
+    young = await owner.fetch(
+        "SELECT order_id::text AS id FROM orders.order_events GROUP BY 1 HAVING max(occurred_at) >= $1",
+        upto - timedelta(days=REMEMBERED_DAYS),
+    )
+    assert young
+    assert {row["key"] for row in await owner.fetch("SELECT key FROM orders.inbox")} == {row["id"] for row in young}
+    assert (await verify(database_url)).violated == []
 
 
 async def test_a_seed_is_loaded_once_and_another_beside_it(seeded: Seeded, owner: Owner, database_url: str) -> None:
