@@ -1,7 +1,7 @@
 """No index of orders' lines by product: no statement asks for it, and each line that is written paid for it.
 
-Works with the previous release. It waits for what reads or writes lines, and they for it, no longer than the lock timeout;
-then it can be run again. Made anew by a downgrade it holds writers off for as long as it takes to read all lines.
+Works with the previous release. It waits for what reads or writes lines, and they for it, no longer than the lock
+timeout; then it can be run again. Made anew by a downgrade it holds writers off for as long as all lines are read.
 """
 
 from alembic import op
